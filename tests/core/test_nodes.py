@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import msgspec
 import pytest
 
-from bridge.core.cluster.forwards import OWED_FOR
+from bridge.core.cluster.forwards import OWED_FOR, SUSPECT_AFTER
 from bridge.core.cluster.post import LINGER
 from bridge.core.contract.letters import (
     Forwarded,
@@ -187,6 +187,70 @@ async def test_a_node_that_is_behind_with_its_answers_holds_up_nobody() -> None:
         peer.answer()
         await until(lambda: "p4" in [key.push_id for key in made.store.rows])
         assert a.end("p4") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def says_what_it_has(a: House, b: House, made: Town) -> None:
+    """`b` has told `a` once that it has a push, at once, though no client has it."""
+    peer = await online(b, "u0")
+    peer.socket.stuffed = True
+    await a.push(to("u0", "first"))
+    await until(lambda: forwarded(made) == 1)
+    await ticks(b, a, seconds=LINGER)
+    assert not peer.pushes and not reports(made), "only its node has it"
+
+
+async def test_a_node_that_does_not_say_at_once_what_it_has_holds_up_nobody() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        await says_what_it_has(a, b, made)
+        for seconds in (LIMITS.park_after, LINGER):
+            await ticks(a, b, seconds=seconds)
+            await a.push(to("u0", f"{seconds}"))
+            await until(lambda: forwarded(made) > 1)
+            assert not a.core.cluster.forwards.owes("boot-b", 1.0), "a client that does not read is no reason"
+        await ticks(a, b, seconds=LINGER)
+        made.fate = lambda letter: Sent.UNSURE
+        await a.push(to("u1", "p1"))
+        await online(b, "u1")
+        await a.push(to("u1", "p2"))
+        await until(lambda: forwarded(made) == 4)
+        assert not a.core.cluster.forwards.owes("boot-b", LIMITS.park_after)
+        await ticks(a, b, seconds=SUSPECT_AFTER)
+        assert a.core.cluster.forwards.owes("boot-b", LIMITS.park_after)
+        await a.push(to("u1", "p3"))
+        await until(lambda: a.row("p3", "u1").outcome is Outcome.PENDING)
+        made.fate = lambda letter: None
+        await a.push(to("u1", "p4"))
+        await until(lambda: forwarded(made) == 6)
+        await ticks(a, b, seconds=LINGER)
+        assert not a.core.cluster.forwards.owes("boot-b", LIMITS.park_after), "it is back"
+
+
+async def test_a_node_that_is_always_slow_to_say_what_it_has_is_given_longer() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        await online(b, "u1")
+        waiting: list[Letter] = []
+
+        def slowly(letter: Letter) -> Sent:
+            waiting.append(letter)
+            return Sent.DELIVERED
+
+        made.fate = slowly
+        for n in range(40):
+            await a.push(to("u1", f"p{n}"))
+            await until(lambda: waiting)
+            assert not a.core.cluster.forwards.owes("boot-b", 10.0)
+            await ticks(a, b, seconds=SUSPECT_AFTER - 0.01)
+            while waiting:
+                letter = waiting.pop(0)
+                made.houses[letter.queue].core.from_nodes.came(letter.body)
+                await ticks(b, seconds=LINGER)
+        await a.push(to("u1", "last"))
+        await until(lambda: waiting)
+        await ticks(a, seconds=SUSPECT_AFTER * 2)
+        assert not a.core.cluster.forwards.owes("boot-b", 10.0)
+        assert a.core.cluster.forwards.owes("boot-b", SUSPECT_AFTER), (
+            "but never longer than one that does not say it"
+        )
 
 
 async def test_a_node_that_can_not_be_reached_has_nothing() -> None:

@@ -6,6 +6,7 @@ proves nothing, and a node that does not answer until the deadline has proven no
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -22,6 +23,13 @@ OUT_MAX: Final = 100_000
 """Forwards whose end is awaited; over it the oldest are forgotten. Their deadlines are long over."""
 OWED_FOR: Final = 10.0
 """Seconds for which an answer may be owed. After that the letter is lost, or was for a process that is no more."""
+ASKED_MAX: Final = 10_000
+SUSPECT_AFTER: Final = 0.2
+"""Seconds after which a node that says what it has is behind,"""
+SUSPECT_TIMES: Final = 4.0
+"""or so many times the seconds in which it says so usually, where that is more."""
+USUALLY: Final = 1 / 8
+"""The weight of the last of these times, as in RFC 6298 (2)."""
 USERS_MAX: Final = 500
 """Users for whom a push is in one letter: its data is in it once."""
 
@@ -47,13 +55,19 @@ class _Batch(NamedTuple):
 class _Owed:
     """What a process has not answered yet."""
 
-    __slots__ = ("queue", "since")
+    __slots__ = ("asked", "queue", "since", "usual")
 
     def __init__(self, queue: str) -> None:
         self.queue = queue
         """Where it listened when the last of them was sent."""
         self.since: dict[int, float] = {}
-        """Monotonic seconds at which each was sent, in order; for `OWED_FOR` seconds."""
+        """Monotonic seconds at which each was sent of which nothing was heard yet, in order; for `OWED_FOR` seconds."""
+        self.asked: deque[tuple[int, float]] = deque(maxlen=ASKED_MAX)
+        """The last number of each item that it has not said to have, and when that was sent; in order. Over `ASKED_MAX`
+        the oldest are forgotten."""
+        self.usual: float | None = None
+        """Seconds in which it usually says what it has; None: it has not said so yet, as bridges of the version before
+        never do."""
 
 
 class Forwards:
@@ -97,6 +111,7 @@ class Forwards:
         owed, now = self._owed_by(boot), self._clock.monotonic()
         first = self._next
         self._next += len(flights)
+        owed.asked.append((self._next - 1, now))
         for number, flight in enumerate(flights, first):
             self._out[number] = Forward(flight, request, boot, again)
             self._silent.add(number)
@@ -112,6 +127,10 @@ class Forwards:
         queue = self._post.queue_of(boot)
         owed = self._owed.get(boot)
         if owed is None:
+            for other in [
+                other for other, o in self._owed.items() if not o.since and not self._post.queue_of(other)
+            ]:
+                del self._owed[other]  # it is dead
             owed = self._owed[boot] = _Owed(queue)
         elif queue and queue != owed.queue:
             owed.queue = queue
@@ -173,15 +192,43 @@ class Forwards:
             flight.lost(now, handed=word is Word.LOST, why=why)
         return None
 
-    def owes(self, boot: str, seconds: float) -> bool:
-        """Whether this process has owed an answer for so many seconds: then others must not wait for it."""
+    def had(self, boot: str, number: int) -> None:
+        """A process says that it has the pushes up to this number."""
         owed = self._owed.get(boot)
+        if owed is None:
+            return
+        sent: float | None = None
+        while owed.asked and owed.asked[0][0] <= number:
+            _, sent = owed.asked.popleft()
+        if sent is not None:
+            took = self._clock.monotonic() - sent
+            owed.usual = took if owed.usual is None else owed.usual + (took - owed.usual) * USUALLY
+
+    def owes(self, boot: str, seconds: float) -> bool:
+        """Whether this process is behind: others must not wait for it then. It has owed an answer for so many seconds,
+        or does not say for a shorter time that it has what was sent."""
+        owed = self._owed.get(boot)
+        if owed is None:
+            return False
         now = self._clock.monotonic()
-        while owed is not None and owed.since:
+        if owed.usual is not None:
+            return self._is_late(
+                owed.asked, now, min(seconds, max(SUSPECT_AFTER, SUSPECT_TIMES * owed.usual))
+            )
+        while owed.since:
             number, since = next(iter(owed.since.items()))
             if now - since < OWED_FOR:
                 return now - since >= seconds
             del owed.since[number]
+        return False
+
+    def _is_late(self, asked: deque[tuple[int, float]], now: float, seconds: float) -> bool:
+        while asked:
+            number, since = asked[0]
+            # What has ended meanwhile, or was lost with its letter, is not waited for.
+            if number in self._out and now - since < OWED_FOR:
+                return now - since >= seconds
+            asked.popleft()
         return False
 
     def _heard(self, number: int, boot: str) -> None:
@@ -189,8 +236,6 @@ class Forwards:
         owed = self._owed.get(boot)
         if owed is not None:
             owed.since.pop(number, None)
-            if not owed.since:
-                del self._owed[boot]
 
     def _forget(self, number: int) -> Forward | None:
         out = self._out.pop(number, None)

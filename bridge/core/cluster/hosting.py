@@ -164,6 +164,7 @@ class Hosting:
         frames: dict[Mode, Frame] = {}
         for number, user in enumerate(forwarded.users, forwarded.number):
             self._offer_one(boot, forwarded, number, user, request, frames)
+        self._post.answer(boot, forwarded.number + len(forwarded.users) - 1)
 
     def _offer_one(
         self,

@@ -41,6 +41,8 @@ class Post:
         self._clock = clock
         self._boot = boot
         self._waiting: dict[str, deque[_Waiting]] = {}
+        self._had: dict[str, int] = {}
+        """The number of the last push that came from each process."""
         self._wake = asyncio.Event()
         self._linger = asyncio.Event()
         """Something waits that is in no hurry."""
@@ -53,6 +55,13 @@ class Post:
             self._wake.set()
         else:
             self._linger.set()
+
+    def answer(self, boot: str, number: int) -> None:
+        """Tell the process with this boot that its pushes up to this number are here: with what comes next, within
+        `LINGER` seconds."""
+        self._had[boot] = number
+        self._waiting.setdefault(boot, deque())
+        self._linger.set()
 
     def queue_of(self, boot: str) -> str:
         """Where the process with this boot listens now; empty where that is not known."""
@@ -91,9 +100,11 @@ class Post:
                 del self._waiting[boot]
             queue = self.queue_of(boot)
             if not queue:
+                self._had.pop(boot, None)
                 _tell(some, Sent.UNREACHABLE)
                 continue
-            letters.append(Letter(queue, encode_letter(self._boot, [one.item for one in some])))
+            body = encode_letter(self._boot, [one.item for one in some], self._had.get(boot, 0))
+            letters.append(Letter(queue, body))
             inside.append(some)
             self._metrics.letter(len(some))
         if not letters or self._mail is None:

@@ -126,6 +126,9 @@ class Post(msgspec.Struct, frozen=True, array_like=True, gc=False):
     boot: str
     """The process that sends it."""
     items: Sequence[Item]
+    had: int = 0
+    """The pushes of the one that it is for are here up to this number; 0: none, or it is from a bridge before this was
+    said, which skips it."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -145,9 +148,9 @@ _decode = msgspec.msgpack.Decoder(Post).decode
 _version = msgspec.msgpack.Decoder(_Envelope).decode
 
 
-def encode_letter(boot: str, items: Sequence[Item]) -> bytes:
-    """A letter from this process."""
-    return _encode(Post(VERSION, boot, items))
+def encode_letter(boot: str, items: Sequence[Item], had: int = 0) -> bytes:
+    """A letter from this process; see `Post`."""
+    return _encode(Post(VERSION, boot, items, had))
 
 
 def decode_letter(body: bytes) -> Post:

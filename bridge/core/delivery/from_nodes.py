@@ -72,6 +72,8 @@ class FromNodes:
             letter = decode_letter(body)
             sender = self._neighbours.of_boot(letter.boot)
             node = letter.boot if sender is None else sender.node
+            if letter.had:
+                self._forwards.had(letter.boot, letter.had)
             for item in letter.items:
                 if isinstance(item, Forwarded):
                     self._hosting.offer(letter.boot, item)
