@@ -198,6 +198,7 @@ async def _done(node: Node, step: Coroutine[Any, Any, None]) -> bool:
 
 
 async def _claim(node: Node, rows: Rows) -> None:
+    await rows.lease.check()
     # Nobody comes in before it is known whose tokens are revoked. A million take seconds, and nobody renews the name
     # meanwhile: so it is claimed when nearly all are read.
     await node.core.revoking.read()

@@ -24,6 +24,9 @@ class MemoryLease:
         if self._store.fail_with is not None:
             raise self._store.fail_with
 
+    async def check(self) -> None:
+        """See the port."""
+
     async def claim(self) -> None:
         """See `Lease.claim`; does not wait for a predecessor."""
         self._begin()

@@ -67,12 +67,12 @@ class PostgresLease:
         self._locked = False
         self._connections = Connections(dsn, f"bridge {node} sweep", CONNECTIONS["sweep"])
 
-    async def claim(self) -> None:
-        """See `Lease.claim`. Takes a free name at once; waits up to six seconds for a predecessor.
-
-        Raises DatabaseUnsuitable behind a pooler that would give the session, with its lock, to others.
-        """
+    async def check(self) -> None:
+        """See `Lease.check`: a pooler may give the session, with its lock and its settings, to others."""
         await refuse_transaction_pool(self._dsn, self._application_name)
+
+    async def claim(self) -> None:
+        """See `Lease.claim`. Takes a free name at once; waits up to six seconds for a predecessor."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + CLAIM_SECONDS
         try:

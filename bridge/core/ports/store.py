@@ -306,6 +306,11 @@ LEASE_SECONDS = 5.0
 class Lease(Protocol):
     """This process's claim on its node name, by the database's time."""
 
+    async def check(self) -> None:
+        """Raise DatabaseUnsuitable where the database can't keep a claim; to be called before it is asked anything
+        else. It leaves nothing behind there."""
+        ...
+
     async def claim(self) -> None:
         """Claim the name for this boot. Raises NodeNameTaken while another boot with this name is alive."""
         ...
