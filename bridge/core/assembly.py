@@ -278,6 +278,7 @@ class Core:
             self.router.grace_over(flight, request)
         if self.recording is not None:
             self.recording.tick(now)
+        self.router.tick()
         self.inflight.tick(now)
         self.pages.tick(now)
         self.last_values.tick()

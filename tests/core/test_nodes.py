@@ -217,6 +217,7 @@ async def test_a_node_that_does_not_say_at_once_what_it_has_holds_up_nobody() ->
         assert not a.core.cluster.forwards.owes("boot-b", LIMITS.park_after)
         await ticks(a, b, seconds=SUSPECT_AFTER)
         assert a.core.cluster.forwards.owes("boot-b", LIMITS.park_after)
+        await until(lambda: a.row("p2", "u1").outcome is Outcome.PENDING)
         await a.push(to("u1", "p3"))
         await until(lambda: a.row("p3", "u1").outcome is Outcome.PENDING)
         made.fate = lambda letter: None

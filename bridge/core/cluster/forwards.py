@@ -7,7 +7,7 @@ proves nothing, and a node that does not answer until the deadline has proven no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -221,6 +221,10 @@ class Forwards:
                 return now - since >= seconds
             del owed.since[number]
         return False
+
+    def behind(self, seconds: float) -> Set[str]:
+        """The processes of which `owes` is true."""
+        return {boot for boot in self._owed if self.owes(boot, seconds)}
 
     def _is_late(self, asked: deque[tuple[int, float]], now: float, seconds: float) -> bool:
         while asked:

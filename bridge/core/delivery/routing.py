@@ -189,6 +189,12 @@ class Router:
                 self._forwards.flush()
                 self._dispatcher.flush()
 
+    def tick(self) -> None:
+        """Called about ten times a second: what waits for a process that is behind with its answers is parked."""
+        behind = self._forwards.behind(self._pong_after)
+        if behind:
+            self._inflight.park_those_at(behind)
+
     def forward(self, flight: Flight, request: PushRequest, boots: Sequence[str]) -> None:
         """Forward a push that is for no session here but those that have it; `forwards.flush` sends it. `boots`: the
         processes that have sessions of its user."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from bridge.core.inflight.flight import Flight
 
@@ -66,8 +66,15 @@ class Deadlines:
         """This flight waits for a proof, or for its user, and has no row yet."""
         self._young.append(flight)
 
+    def leave(self, leaves: Callable[[Flight], bool]) -> Sequence[Flight]:
+        """Those for which `wait` was called, and of which this says that they leave: they wait no more."""
+        left = [flight for flight in self._young if leaves(flight)]
+        if left:
+            self._young = deque(flight for flight in self._young if not leaves(flight))
+        return left
+
     def park(self, flight: Flight, *, at_once: bool = False) -> None:
-        """Its row is due, and its time for a proof goes on. `at_once`: `wait` was not called for it."""
+        """Its row is due, and its time for a proof goes on. `at_once`: `wait` was not called for it, or it has left."""
         (self._parked_at_once if at_once else self._parked).append(flight)
 
     def limit(self, flight: Flight, now: float) -> None:

@@ -7,7 +7,7 @@ must write. All indexes, deadlines and positions of flights are here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -154,6 +154,16 @@ class InFlight:
             self.write_unwritten(flight.key.user, flight.position)
         self._ends.due(flight)
         self._deadlines.park(flight, at_once=at_once)
+
+    def park_those_at(self, boots: Set[str]) -> None:
+        """Park now what waits for an answer of one of these processes: others must not wait for them."""
+
+        def waits(flight: Flight) -> bool:
+            return flight.silent > 0 and not boots.isdisjoint(flight.holders)
+
+        for flight in self._deadlines.leave(waits):
+            if not flight.ended and self._index.get(flight.key) is flight:
+                self.park(flight, at_once=True)
 
     def limit(self, flight: Flight, now: float) -> None:
         """It was offered now (monotonic seconds). Its `ack_within` begins, if it has one."""
