@@ -34,6 +34,8 @@ FIGURES: Final = (
     "CPU of the other one, µs a push",
     "p50 at 500/s, ms",
     "p99 at 500/s, ms",
+    "p50 to its proof, ms",
+    "p99 to its proof, ms",
 )
 
 
@@ -105,7 +107,7 @@ def measure(
             latency = one.latency(int(RATE * SECONDS), RATE)
             if turn:  # the first is a warm-up
                 cpu = [drained.cpu[name] * 1e6 / drained.rate for name in ("bridge", "neighbours")]
-                values = (drained.rate, *cpu, latency.p50, latency.p99)
+                values = (drained.rate, *cpu, latency.p50, latency.p99, *latency.proof)
                 for name, value in zip(FIGURES, values, strict=True):
                     found[key][name].append(value)
             print(".", end="", flush=True, file=sys.stderr)
@@ -124,6 +126,9 @@ def table(found: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> str
         cells = []
         for name in names:
             here, there = (median(found[where, name][figure]) for where in ("here", "elsewhere"))
+            if not there:
+                cells += ["", ""]
+                continue
             ratio = "" if figure == FIGURES[2] else f" ({there / here:.2f})"
             cells += [f"{here:,.1f}", f"{there:,.1f}{ratio}"]
         lines.append(f"| {figure} | " + " | ".join(cells) + " |")

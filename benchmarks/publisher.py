@@ -178,7 +178,7 @@ def all_at_once(outlet: Outlet, make: Maker, chosen: Sequence[int]) -> dict[str,
 
 
 def steadily(outlet: Outlet, make: Maker, chosen: Sequence[int], rate: float) -> dict[str, Any]:
-    """Publish one message every 1/rate seconds, each written as soon as it is made."""
+    """Publish one message every 1/rate seconds, each written as soon as it is made. `began`: when the first was."""
     began = time.monotonic()
     late = 0.0
     for number, user in enumerate(chosen):
@@ -193,7 +193,7 @@ def steadily(outlet: Outlet, make: Maker, chosen: Sequence[int], rate: float) ->
     while outlet.on_their_way:
         outlet.take_confirms(wait=True)
     outlet.close()
-    return {"confirmed": len(chosen), "seconds": seconds, "latest": late}
+    return {"confirmed": len(chosen), "seconds": seconds, "latest": late, "began": began}
 
 
 def requests(

@@ -140,6 +140,8 @@ class Latency(NamedTuple):
     p99: float
     most: float
     cpu: Mapping[str, float]
+    proof: tuple[float, float] = (0.0, 0.0)
+    """p50 and p99 until the bridge had the proof; 0 where none was asked for."""
 
 
 class Openings(NamedTuple):
@@ -466,7 +468,23 @@ class Scene:
         self._verify(run, count, some_unproven=bool(stopped))
         all_ns = [ns for crowd in only or self.crowds for ns in crowd.ask("report")["latencies"]]
         p50, p99 = percentiles(all_ns, 50, 99)
-        return Latency(count, count / published["seconds"], p50 / 1e6, p99 / 1e6, max(all_ns) / 1e6, cpu)
+        most = max(all_ns) / 1e6
+        proof = (0.0, 0.0)
+        if self.contestant.confirm == RECEIVED.confirm:
+            proof = self._until_proof(run, published["began"], rate)
+        return Latency(count, count / published["seconds"], p50 / 1e6, p99 / 1e6, most, cpu, proof)
+
+    def _until_proof(self, run: str, began: float, rate: float) -> tuple[float, float]:
+        """p50 and p99 of the milliseconds from when each push was to be published until its proof, by its row."""
+        offset = time.time() - time.monotonic()
+        query = """
+            select extract(epoch from proven_at)::float8, right(push_id, 8)::int
+            from delivery where starts_with(push_id, %s) and proven_at is not null
+            """
+        with psycopg.connect(self.dsn) as conn:
+            found = conn.execute(query, (run,)).fetchall()
+        p50, p99 = percentiles([(proven - offset - began - n / rate) * 1e3 for proven, n in found], 50, 99)
+        return p50, p99
 
     # --- mailboxes ---
 
@@ -773,7 +791,7 @@ def _open_sessions(ops_port: int) -> int:
     return int(sum(map(float, found)))
 
 
-def percentiles(values: Sequence[int], *wanted: int) -> list[float]:
+def percentiles(values: Sequence[float], *wanted: int) -> list[float]:
     """The percentiles that are asked for."""
     cuts = quantiles(values, n=100, method="inclusive")
     return [cuts[percent - 1] for percent in wanted]

@@ -26,7 +26,7 @@ MADE_ONCE = frozenset(
     (
         "JwtVerifier._algorithms", "OpsServer._scopes", "Recollection._channels",
         "Consumers.queues", "Consumers.sources",
-        "Page._static", "Payer._logs", "Splitter._watched", "Hub._wheel",
+        "Page._static", "Payer._logs", "Splitter._watched", "Splitter._uncut", "Hub._wheel",
         "Histogram.counts", "HistogramFamily.histograms", "_LibraryLogger.extra", "_TappedConnection.kwargs",
         "Protocol.extensions", "Runner._kwargs", "Runner._sites", "_Server._kwargs",
         "_Protocol._drain_waiters", "_Connection.channels", "_Connection.server_properties", "_Connection.write_queue",
@@ -39,7 +39,7 @@ LET_GO_OF_IN_THOUSANDS = frozenset(("Hub._expiries", "Appointments._heap"))
 LISTED_ALL_THE_SAME = frozenset(
     (
         "Hub._wheel", "Appointments._heap", "_Batch.failures", "KeySet._by_kid",
-        "Partitions._consumers", "Partitions._leave", "Partitions._tasks", "_Owed.since",
+        "Partitions._consumers", "Partitions._leave", "Partitions._tasks", "_Owed.since", "_Owed.asked",
         "Neighbours._taking", "Share.waiting", "SharedInbox._ring", "SharedInbox._taken", "Shares._shares",
     )
 )  # fmt: skip
