@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from bridge.app.build import Running
 from bridge.core.contract.letters import Forwarded, encode_letter
+from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.devservers import Servers
 from tests.support.bridges import bridge, endings, final_rows, process, publish, request, rows, token
 from tests.support.broker_settings import own_user
@@ -44,6 +45,21 @@ async def test_a_user_at_another_node_gets_pushes_live_with_proof_and_in_order(
         assert got == ids
         found = endings(await final_rows(database, len(ids)))
         assert found == {(name, "u"): ("received", "pong") for name in ids}
+
+
+async def test_the_largest_pushes_reach_a_user_at_another_node(vhost: str, database: str) -> None:
+    # A letter is a little larger than the request.
+    large = "x" * (MESSAGE_BYTES_MAX - len(json.dumps(request("u", "p0", data=""))))
+    async with AsyncExitStack() as stack:
+        _, other = await nodes(stack, vhost, database, max_data_bytes=MESSAGE_BYTES_MAX)
+        c = await stack.enter_async_context(client(other.ws_port, token("u"), subprotocols=ENVELOPE))
+        assert json.loads(await c.read())["type"] == "welcome"
+        ids = [f"p{n}" for n in range(4)]
+        await publish(vhost, *(request("u", name, data=large) for name in ids))
+        for name in ids:
+            push = json.loads(await c.read())
+            assert (push["id"], push["data"]) == (name, large)
+        assert set(endings(await final_rows(database, len(ids))).values()) == {("received", "pong")}
 
 
 async def test_a_user_at_several_nodes_gets_each_push_at_all_of_them_and_has_one_row(

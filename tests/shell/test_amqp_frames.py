@@ -315,6 +315,22 @@ def test_a_body_over_the_limit_is_cut_as_it_comes_in(size: int) -> None:
     assert event.body == (body if size <= MESSAGE_BYTES_MAX else body[: frames.CUT_BYTES])
 
 
+@pytest.mark.parametrize("size", [1, MESSAGE_BYTES_MAX + 1, 3 * MESSAGE_BYTES_MAX])
+def test_where_bodies_are_kept_whole_no_limit_cuts_them(size: int) -> None:
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    splitter = Splitter()
+    splitter.watch(CHANNEL, uncut=True)
+    stream = b"".join(delivered(1, False, body, commands.Basic.Properties(), 131_064))
+    ([event], passed) = split(stream, [size // 2], splitter)
+    assert isinstance(event, Delivered)
+    assert (event.body == body, event.body_size, passed) == (True, size, b"")
+    splitter.unwatch(CHANNEL)
+    splitter.watch(CHANNEL)
+    ([event], _) = split(stream, [], splitter)
+    assert isinstance(event, Delivered)
+    assert len(event.body) == (size if size <= MESSAGE_BYTES_MAX else frames.CUT_BYTES)
+
+
 def test_frames_that_only_inform_are_told_and_passed_on() -> None:
     told: list[tuple[Any, int, Event]] = [
         (commands.Connection.Blocked("low on memory"), 0, Blocked("low on memory")),
