@@ -26,6 +26,7 @@ from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
+from bridge.core.model.rows import RowKey
 from bridge.core.ports.nodes import Letter, Sent
 from bridge.core.sessions.freshness import FRESH_FOR
 from tests.support.house import House, Peer, kept, to
@@ -129,11 +130,13 @@ async def test_a_first_proof_waits_for_the_better_one_but_only_a_moment() -> Non
         await a.settled(1)
         assert reports(made) == [[Word.HANDED, Word.RECEIVED]]
         await a.push(to("u1", "p2"))
+        now = a.clock.time()
         await until(lambda: ids(peer) == ["p1", "p2"])
         await ticks(b, seconds=0.0)
         assert len(reports(made)) == 1
         b.clock.advance(LINGER)
         await until(lambda: reports(made)[1:] == [[Word.HANDED]])
+        assert a.core.inflight.get(RowKey("", "p2", "u1")).written_at == pytest.approx(now, rel=0, abs=0.001)  # type: ignore[union-attr]
         await a.push({**to("u1", "p3"), "confirm": "written"})
         await a.settled(2)
         assert reports(made)[2:] == [[Word.HANDED]], "nothing better is awaited"
@@ -732,17 +735,25 @@ async def test_the_same_at_random_two_thousand_times() -> None:
 def test_letters_of_the_version_before_are_read_and_it_reads_ours() -> None:
     """They say less, at the end of each array, and skip what they do not know."""
     report, push = (
-        Report(7, Word.HANDED, "", "s1", True),
+        Report(7, Word.HANDED, "", "s1", True, 0.5),
         Forwarded(1, ["u"], "", "", "p1", "e", "json", b"1", 2, [], "", 9, None, "t"),
     )
-    parts = msgspec.msgpack.decode(encode_letter("boot", [report, push]))
-    before = [parts[0], parts[1], [one[:-1] for one in parts[2]]]
-    assert decode_letter(msgspec.msgpack.encode(before)).items == [
+    version, boot, (said, forwarded), had = msgspec.msgpack.decode(encode_letter("boot", [report, push], 3))
+    letter = decode_letter(msgspec.msgpack.encode([version, boot, [said[:-2], forwarded[:-1]]]))
+    assert letter.had == 0
+    assert letter.items == [
         Report(7, Word.HANDED, "", "s1"),
         Forwarded(1, ["u"], "", "", "p1", "e", "json", b"1", 2, [], "", 9, None),
     ]
-    more = [parts[0], parts[1], [[*one, "of a later version"] for one in parts[2]]]
-    assert decode_letter(msgspec.msgpack.encode(more)).items == [report, push]
+    more = [
+        version,
+        boot,
+        [[*one, "of a later version"] for one in (said, forwarded)],
+        had,
+        "of a later version",
+    ]
+    letter = decode_letter(msgspec.msgpack.encode(more))
+    assert (letter.items, letter.had) == ([report, push], 3)
 
 
 def test_a_letter_that_was_lost_is_not_taken_for_another() -> None:

@@ -165,7 +165,7 @@ class Forwards:
             flight.answered()
         word = report.word
         if word is Word.HANDED:
-            flight.handed(now, report.session, node, unprovable=report.unprovable)
+            flight.handed(now - report.age, report.session, node, unprovable=report.unprovable)
         elif word is Word.RECEIVED:
             flight.received(now, report.session, node)
         elif word is Word.ACKED:

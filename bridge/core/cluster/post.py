@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.neighbours import Neighbours
-from bridge.core.contract.letters import Forwarded, Item, encode_letter
+from bridge.core.contract.letters import Forwarded, Item, Report, encode_letter
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Letter, NodePost, Sent
 from bridge.core.ports.plugins import Metrics
@@ -27,6 +27,8 @@ LINGER: Final = 0.005
 class _Waiting(NamedTuple):
     item: Item
     failed: Callable[[Sent], None]
+    since: float | None
+    """Monotonic seconds, for what is in no hurry."""
 
 
 class Post:
@@ -50,7 +52,8 @@ class Post:
     def add(self, boot: str, item: Item, failed: Callable[[Sent], None], *, soon: bool = True) -> None:
         """Send this to the process with this boot. `failed` is told unless it is delivered. `soon`: at once; otherwise
         with what comes next, within `LINGER` seconds."""
-        self._waiting.setdefault(boot, deque()).append(_Waiting(item, failed))
+        since = None if soon else self._clock.monotonic()
+        self._waiting.setdefault(boot, deque()).append(_Waiting(item, failed, since))
         if soon:
             self._wake.set()
         else:
@@ -92,6 +95,7 @@ class Post:
 
     async def _send(self) -> None:
         letters: list[Letter] = []
+        now = self._clock.monotonic()
         inside: list[list[_Waiting]] = []
         for boot in list(self._waiting):
             line = self._waiting[boot]
@@ -103,7 +107,7 @@ class Post:
                 self._had.pop(boot, None)
                 _tell(some, Sent.UNREACHABLE)
                 continue
-            body = encode_letter(self._boot, [one.item for one in some], self._had.get(boot, 0))
+            body = encode_letter(self._boot, [_aged(one, now) for one in some], self._had.get(boot, 0))
             letters.append(Letter(queue, body))
             inside.append(some)
             self._metrics.letter(len(some))
@@ -122,6 +126,13 @@ def _some(line: deque[_Waiting]) -> list[_Waiting]:
         some.append(one)
         size += len(one.item.data) if isinstance(one.item, Forwarded) else 0
     return some
+
+
+def _aged(one: _Waiting, now: float) -> Item:
+    item, _, since = one
+    if since is None or not isinstance(item, Report):
+        return item
+    return Report(item.number, item.word, item.why, item.session, item.unprovable, now - since)
 
 
 def _tell(some: list[_Waiting], sent: Sent) -> None:

@@ -70,6 +70,9 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     unprovable: bool = False
     """With HANDED: see `Offered.handed`. With LOST: nobody waits any more for a client that can't prove it. Bridges
     before streams of events do not say it, and skip it."""
+    age: float = 0.0
+    """Seconds for which it had waited when its letter was sent. Bridges before reports could wait do not say it, and
+    skip it."""
 
 
 EVERYBODY: Final = ""
