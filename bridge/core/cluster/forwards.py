@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from bridge.core.cluster.post import Post
 from bridge.core.contract.letters import Forwarded, Report, Word
 from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.transitions import State
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import PushRequest, ToSession, ToTopic
 from bridge.core.ports.clock import Clock
@@ -30,6 +31,8 @@ SUSPECT_TIMES: Final = 4.0
 """or so many times the seconds in which it says so usually, where that is more."""
 USUALLY: Final = 1 / 8
 """The weight of the last of these times, as in RFC 6298 (2)."""
+_AFTER_HANDED: Final = frozenset((Word.RECEIVED, Word.ACKED, Word.LOST))
+"""What is reported only of a push that was handed over."""
 USERS_MAX: Final = 500
 """Users for whom a push is in one letter: its data is in it once."""
 
@@ -164,6 +167,9 @@ class Forwards:
             self._heard(report.number, boot)
             flight.answered()
         word = report.word
+        if flight.state is State.TAKEN and word in _AFTER_HANDED:
+            # That report is still to come: its letter was lost, and reports are sent again after a while.
+            flight.handed(now, report.session, node, unprovable=report.unprovable)
         if word is Word.HANDED:
             flight.handed(now - report.age, report.session, node, unprovable=report.unprovable)
         elif word is Word.RECEIVED:

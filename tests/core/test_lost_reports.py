@@ -1,0 +1,68 @@
+"""What the owner of a push makes of reports where an earlier one of the same push has not come yet."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.core.cluster.post import LINGER
+from bridge.core.contract.letters import Report, decode_letter
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.ports.nodes import Letter, Sent
+from tests.core.test_nodes import LIMITS, ids, online, ticks
+from tests.support.house import House, kept, to
+from tests.support.town import Town, town
+from tests.support.waiting import until
+
+
+async def handed_is_lost(a: House, b: House, made: Town, sent: Sent) -> None:
+    """The letter with the first report of `b` does not come."""
+
+    def fate(letter: Letter) -> Sent | None:
+        has_report = any(isinstance(item, Report) for item in decode_letter(letter.body).items)
+        return sent if has_report else None
+
+    made.fate = fate
+    await ticks(a, b, seconds=LINGER)
+    made.fate = lambda letter: None
+
+
+@pytest.mark.parametrize("sent", [Sent.UNSURE, Sent.UNREACHABLE])
+@pytest.mark.parametrize("ttl", [0, 60])
+async def test_a_proof_counts_though_the_report_before_it_is_still_to_come(sent: Sent, ttl: int) -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(kept("u1", "p1", ttl))
+        await until(lambda: ids(peer) == ["p1"])
+        await handed_is_lost(a, b, made, sent)
+        peer.answer()
+        for _ in range(3):
+            await ticks(a, b)
+        b.core.every_second()
+        for _ in range(60):
+            await ticks(a, b)
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+        assert a.errors.seen == []
+
+
+async def test_an_ack_counts_though_the_report_before_it_is_still_to_come() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1", confirm="acked"))
+        await until(lambda: ids(peer) == ["p1"])
+        await handed_is_lost(a, b, made, Sent.UNSURE)
+        peer.client.message('{"type":"ack","id":"p1"}')
+        await a.ends("p1", Outcome.ACKED, Reason.ACK_FRAME)
+        b.core.every_second()
+        await ticks(a, b)
+        assert a.errors.seen == []
+
+
+async def test_what_was_handed_over_is_unknown_though_that_report_is_still_to_come() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        await handed_is_lost(a, b, made, Sent.UNSURE)
+        peer.leave()
+        await a.ends("p1", Outcome.UNKNOWN, Reason.CONNECTION_LOST)
+        assert a.row("p1").written_at is not None
