@@ -185,6 +185,8 @@ class Forwards:
     def _ended(self, report: Report, out: Forward, now: float) -> Forward | None:
         self._forget(report.number)
         flight, word = out.flight, report.word
+        if word is not Word.EXCLUDED:
+            flight.unreached(out.boot)  # who opens a session there from now on lacks it
         moved = word is Word.ABSENT and not isinstance(out.request.target, ToSession)
         if moved and not out.again and not flight.ended:
             flight.not_there()

@@ -212,7 +212,8 @@ class Flight(Offered):
         self.silent -= 1
 
     def unreached(self, boot: str) -> None:
-        """It did not get to this process: what is forwarded there later must not overtake it."""
+        """It did not get to this process, or is with no session there any more: what is forwarded there later must not
+        overtake it."""
         self.came_back = True
         self.holders = tuple(holder for holder in self.holders if holder != boot)
 
