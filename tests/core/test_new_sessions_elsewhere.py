@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.ports.nodes import Sent
 from tests.core.test_nodes import LIMITS, ids, online, ticks
 from tests.support.house import House, Peer, kept
 from tests.support.town import town
@@ -70,3 +71,17 @@ async def test_who_resumes_and_is_told_that_it_is_complete_gets_them(left: bool)
         await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
         await seconds(8, a, b, answering=(second,))
         assert "p1" in ids(second)
+
+
+async def test_none_is_kept_before_the_older_ones_have_their_rows() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: ids(first) == ["p1"])
+        made.fate = lambda letter: Sent.UNREACHABLE
+        await a.push(kept("u1", "p2", 60))
+        await a.ends("p2", Outcome.STORED, Reason.NODE_UNREACHABLE)
+        made.fate = lambda letter: None
+        second = await online(b, "u1")
+        await seconds(8, a, b, answering=(second,))
+        assert ids(second) == ["p1", "p2"]

@@ -134,6 +134,8 @@ class InFlight:
         if effect is Effect.LATE:
             self._ends.late(LateProof(flight.key, now))
             return
+        if effect is Effect.KEPT and flight.came_back:
+            self._write_older(flight)  # a reader here has them written by itself
         self._ends.due(flight)
         if effect is Effect.KEPT and flight.open > 0:
             self.look_later(flight, 0.0)
@@ -145,13 +147,9 @@ class InFlight:
         self._deadlines.wait(flight)
 
     def park(self, flight: Flight, *, at_once: bool = False) -> None:
-        """Write its row as it stands now, so that its message can be acked. `at_once`: it has not waited before.
-
-        Before a kept push, the user's earlier ones get their rows: a reader of the mailbox must not find the later one
-        alone.
-        """
+        """Write its row as it stands now, so that its message can be acked. `at_once`: it has not waited before."""
         if flight.kept is not None:
-            self.write_unwritten(flight.key.user, flight.position)
+            self._write_older(flight)
         self._ends.due(flight)
         self._deadlines.park(flight, at_once=at_once)
 
@@ -218,6 +216,11 @@ class InFlight:
             if not self._ends.is_due(flight):
                 self._ends.due(flight)
         return bool(unwritten)
+
+    def _write_older(self, flight: Flight) -> None:
+        """Before a kept push, the user's earlier ones get their rows: a reader of the mailbox must not find the later one
+        alone."""
+        self.write_unwritten(flight.key.user, flight.position - 1)
 
     def committed(self, flight: Flight) -> bool:
         """A row of it is committed, final or not. Returns whether it is the first."""
