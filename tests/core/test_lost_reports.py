@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from bridge.core.cluster.post import LINGER
 from bridge.core.contract.letters import Report, decode_letter
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.nodes import Letter, Sent
-from tests.core.test_nodes import LIMITS, ids, online, ticks
+from tests.core.test_nodes import LIMITS, forwarded, held, ids, online, ticks
 from tests.support.house import House, kept, to
 from tests.support.town import Town, town
 from tests.support.waiting import until
@@ -66,3 +68,21 @@ async def test_what_was_handed_over_is_unknown_though_that_report_is_still_to_co
         peer.leave()
         await a.ends("p1", Outcome.UNKNOWN, Reason.CONNECTION_LOST)
         assert a.row("p1").written_at is not None
+
+
+async def test_who_has_it_is_not_forwarded_it_again_where_another_node_has_nobody_any_more() -> None:
+    async with town("a", "b", "c", limits=LIMITS) as (made, [a, b, c]):
+        gone, there = await online(b, "u1"), await online(c, "u1")
+        gate = asyncio.Event()
+        made.before = held(gate, "send")
+        await a.push(to("u1", "p1"))
+        gone.leave()
+        await until(lambda: made.sessions.closed)
+        gate.set()
+        await until(lambda: ids(there) == ["p1"])
+        for _ in range(3):
+            await ticks(a, b, c)
+        there.leave()
+        await a.ends("p1", Outcome.UNKNOWN, Reason.CONNECTION_LOST)
+        assert forwarded(made) == 2
+        assert len(a.core.cluster.forwards) == 0

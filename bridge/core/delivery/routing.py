@@ -266,8 +266,10 @@ class Router:
         if not offered:
             self._routed(flight.key.user)
         if not flight.withdrawn:
+            has = flight.holders if again else ()
             for boot in boots:
-                self._forwards.add(flight, request, boot, again=again)
+                if boot not in has:
+                    self._forwards.add(flight, request, boot, again=again)
         if offered and not (again and flight.sessions == 0):
             flight.found(self._clock.time())
         elif not flight.ended:

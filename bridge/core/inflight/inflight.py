@@ -218,8 +218,8 @@ class InFlight:
         return bool(unwritten)
 
     def _write_older(self, flight: Flight) -> None:
-        """Before a kept push, the user's earlier ones get their rows: a reader of the mailbox must not find the later one
-        alone."""
+        """Before a kept push, the user's earlier ones get their rows: a reader of the mailbox must not find the later
+        one alone."""
         self.write_unwritten(flight.key.user, flight.position - 1)
 
     def committed(self, flight: Flight) -> bool:
