@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.ports.nodes import Sent
+from bridge.core.ports.nodes import Letter, Sent
 from tests.core.test_nodes import LIMITS, ids, online, ticks
 from tests.support.house import House, Peer, kept
 from tests.support.town import town
@@ -85,3 +85,28 @@ async def test_none_is_kept_before_the_older_ones_have_their_rows() -> None:
         second = await online(b, "u1")
         await seconds(8, a, b, answering=(second,))
         assert ids(second) == ["p1", "p2"]
+
+
+async def test_none_is_kept_for_who_is_away_before_the_older_ones_have_their_rows() -> None:
+    async with town("a", "b", "c", limits=LIMITS) as (made, [a, b, c]):
+        first = await online(c, "u1")
+        late: list[Letter] = []
+
+        def slowly(letter: Letter) -> Sent | None:
+            to_c = made.houses[letter.queue] is c
+            late.extend([letter] if to_c else [])
+            return Sent.DELIVERED if to_c else None
+
+        made.fate = slowly
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: late)
+        first.leave()
+        await until(lambda: made.sessions.closed)
+        await a.push(kept("u1", "p2", 60))
+        await a.ends("p2", Outcome.STORED, Reason.NO_SESSION)
+        second = await online(b, "u1")
+        made.fate = lambda letter: None
+        for letter in late:
+            made.deliver(letter)
+        await seconds(8, a, b, c, answering=(second,))
+        assert list(dict.fromkeys(ids(second))) == ["p1", "p2"], "one may come twice"

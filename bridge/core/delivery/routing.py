@@ -134,6 +134,9 @@ class Router:
             self._grace.wait(flight, request)
             self._wait(flight, parked=alone)
         else:
+            if flight.kept is not None and self._neighbours.any:
+                # Who opens a session elsewhere must not find it alone: older ones may be with other nodes.
+                self._inflight.write_unwritten(flight.key.user, flight.position - 1)
             flight.undeliverable(Outcome.OFFLINE, why, self._clock.time())
 
     def _wait(self, flight: Flight, *, parked: bool) -> None:
