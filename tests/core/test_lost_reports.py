@@ -9,6 +9,7 @@ import pytest
 from bridge.core.cluster.post import LINGER
 from bridge.core.contract.letters import Report, decode_letter
 from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import Recall
 from bridge.core.ports.nodes import Letter, Sent
 from tests.core.test_nodes import LIMITS, forwarded, held, ids, online, ticks
 from tests.support.house import House, kept, to
@@ -85,4 +86,40 @@ async def test_who_has_it_is_not_forwarded_it_again_where_another_node_has_nobod
         there.leave()
         await a.ends("p1", Outcome.UNKNOWN, Reason.CONNECTION_LOST)
         assert forwarded(made) == 2
+        assert len(a.core.cluster.forwards) == 0
+
+
+@pytest.mark.xfail(reason="a report is not sent again once it was in the queue of its owner", strict=True)
+async def test_a_proof_in_a_queue_that_is_no_more_is_reported_again() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        made.fate = lambda letter: Sent.DELIVERED  # into a queue that goes with its connection
+        peer.answer()
+        await ticks(a, b)
+        made.fate = lambda letter: None
+        await made.moves("a")
+        for _ in range(60):
+            await ticks(a, b)
+            b.core.every_second()
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+@pytest.mark.xfail(
+    reason="a push that a recall keeps from its socket is not reported, and is remembered", strict=True
+)
+async def test_what_was_recalled_before_it_was_handed_over_elsewhere_is_forgotten() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        peer = await online(b, "u1")
+        peer.socket.stuffed = True
+        await a.push(to("u1", "p1"))
+        await until(lambda: peer.client.session.queued)
+        await a.core.recalls.recall(Recall(push_id="p1"))
+        peer.socket.stuffed = False
+        peer.client.became_writable()
+        peer.leave()
+        for _ in range(60):
+            await ticks(a, b)
+        assert a.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
         assert len(a.core.cluster.forwards) == 0
