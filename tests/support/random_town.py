@@ -1,0 +1,528 @@
+"""A town in which anything may happen to letters, sessions and clients, and what must be true after it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from bridge.core.contract.letters import Forwarded, Post, Report, Word, decode_letter, encode_letter
+from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.inflight.inflight import RESENDS
+from bridge.core.model.outcomes import DELIVERED, Outcome
+from bridge.core.model.pushes import Recall
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.nodes import Letter, Sent
+from tests.support.house import House, Peer
+from tests.support.town import Town
+from tests.support.waiting import turns
+
+LIMITS: Final = DeliveryLimits(start_grace=0.0, confirm_timeout=5.0)
+USERS: Final = ("u0", "u1", "u2")
+CONFIRMS: Final = ("received", "written", "acked", "received")
+TTLS: Final = (0, 60, 60)
+PAUSES: Final = (0.005, 0.05, 0.1, 0.2, 0.3, 1.0, 2.0)
+SLEEP_MOST: Final = 2.5
+"""Seconds for which a node does nothing, at most: its lease lasts longer."""
+SHOWN_MOST: Final = 2 + RESENDS
+"""How often one session is shown a push, at most: a ring may have one more sent."""
+KINDS: Final = {
+    "push": 24,
+    "push_to_all_users": 3,
+    "push_to_session": 2,
+    "open": 8,
+    "resume": 8,
+    "leave": 5,
+    "answer": 18,
+    "answer_one": 4,
+    "ack": 8,
+    "stuff": 2,
+    "recall": 2,
+    "pause": 30,
+    "freeze": 4,
+    "wake": 6,
+    "returns": 2,
+    "loses": 2,
+    "unsure": 2,
+    "works": 6,
+    "moves": 2,
+}
+"""What happens, and how often."""
+
+
+class Step(NamedTuple):
+    """One thing that happens; numbers are taken modulo whatever there is."""
+
+    kind: str
+    n: int
+    m: int
+
+
+@dataclass
+class Device:
+    """A client that remembers what it has seen."""
+
+    user: str
+    house: House
+    peer: Peer
+    last: str | None = None
+    """What it has read last, in this session or in those before."""
+    beside: bool = False
+    """Its user had another session at that node, or until a moment before, when it opened. That node alone knows of
+    both: older pushes that the other one has may come after newer ones."""
+    left: float = math.inf
+    shown: list[tuple[float, str]] = field(default_factory=list)
+    """When its session was sent each push, and which."""
+    answered: dict[str, float] = field(default_factory=dict)
+    """When it has proven each push first."""
+    acked: dict[str, int] = field(default_factory=dict)
+    """How often it had been shown what it acked in the end."""
+
+
+class Story:
+    """A town, its devices, and what really happened."""
+
+    def __init__(self, made: Town, houses: list[House], *, says: bool = True) -> None:
+        self.made, self.houses, self.says = made, houses, says
+        self.clock = made.clock
+        self.devices: list[Device] = []
+        self.gone: list[Device] = []
+        self.pushes: dict[str, dict[str, object]] = {}
+        self.users: dict[str, tuple[str, ...]] = {}
+        self.tokens: list[object] = []
+        self.frozen: dict[int, float] = {}
+        self.fates: dict[int, str] = {}
+        self.late: dict[tuple[str, str], list[Letter]] = {}
+        """Letters that wait, by the process that has sent them and the queue that they are for."""
+        self.numbers: dict[int, tuple[str, str]] = {}
+        self.proven: dict[tuple[str, str], float] = {}
+        self.acked: dict[tuple[str, str], float] = {}
+        self.reported: dict[tuple[str, str, Word], float] = {}
+        self.recalled: set[str] = set()
+        self.lossy = self.dropped = False
+        self.slow = False
+        """The taker's letters were late, and those of others came before them."""
+        self.log: list[str] = []
+        self.ids = itertools.count(1)
+        self.healed = float("inf")
+        self.seconds = 0.0
+        self.tasks: list[asyncio.Task[object]] = []
+        made.deliver = self.deliver  # type: ignore[method-assign]
+
+    # --- letters ---
+
+    def node(self, queue: str) -> int | None:
+        house = self.made.houses.get(queue)
+        return None if house is None else self.houses.index(house)
+
+    def deliver(self, letter: Letter) -> Sent:
+        to = self.node(letter.queue)
+        if to is None:
+            return Sent.UNREACHABLE
+        body = decode_letter(letter.body)
+        if body.boot == "boot-a":
+            for item in body.items:
+                if isinstance(item, Forwarded):
+                    for number, user in enumerate(item.users, item.number):
+                        self.numbers[number] = item.push_id, user
+        fate = self.fates.get(to)
+        if fate == "returns":
+            self.lossy = self.lossy or any(isinstance(item, Forwarded) for item in body.items)
+            return Sent.UNREACHABLE
+        if fate == "loses":
+            self.lossy = True
+            return Sent.UNSURE
+        sender = next(n for n, house in enumerate(self.houses) if f"boot-{'abc'[n]}" == body.boot)
+        line = self.late.setdefault((body.boot, letter.queue), [])
+        if line or to in self.frozen or sender in self.frozen:
+            line.append(letter)
+        else:
+            self.arrive(letter, body)
+        return Sent.UNSURE if fate == "unsure" else Sent.DELIVERED
+
+    def arrive(self, letter: Letter, body: Post) -> None:
+        house = self.made.houses.get(letter.queue)
+        if house is None:
+            self.dropped = True
+            return
+        if house is self.houses[0]:
+            for item in body.items:
+                if isinstance(item, Report) and item.number in self.numbers:
+                    self.reported.setdefault((*self.numbers[item.number], Word(item.word)), self.clock.now)
+        bytes_ = letter.body if self.says else encode_letter(body.boot, body.items)
+        house.core.from_nodes.came(bytes_)
+
+    def post_waiting(self) -> None:
+        for (boot, queue), line in self.late.items():
+            sender = "abc".index(boot[-1])
+            if sender in self.frozen or self.node(queue) in self.frozen:
+                continue
+            waiting, line[:] = list(line), []
+            for letter in waiting:
+                self.arrive(letter, decode_letter(letter.body))
+
+    # --- time ---
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.seconds += seconds
+        for n in [n for n, since in self.frozen.items() if self.clock.mono - since > SLEEP_MOST]:
+            del self.frozen[n]
+        self.post_waiting()
+        second, self.seconds = self.seconds >= 1.0, self.seconds % 1.0
+        for n, house in enumerate(self.houses):
+            if n in self.frozen:
+                continue
+            node = self.made.store.nodes["abc"[n]]
+            node.seen_at = self.clock.now
+            house.core.freshness.heard(self.clock.boottime())
+            await house.core.cluster.neighbours.look()
+            house.core.tick()
+            if second:
+                house.core.every_second()
+                await house.core.mailbox_sweep.sweep()
+                if n == 0 and self.clock.now > self.healed + 20:
+                    house.core.worklist.sweep()
+        await turns(30)
+        self.look()
+
+    def look(self) -> None:
+        """Note what the sessions were sent, and take leave of those that were closed."""
+        for device in list(self.devices):
+            pushes = device.peer.pushes
+            for push in pushes[len(device.shown) :]:
+                device.shown.append((self.clock.now, str(push["id"])))
+            socket = device.peer.socket
+            if not socket.open or socket.closed_with is not None:
+                self.log.append(f"{device.peer.session_id} closed {socket.closed_with}")
+                device.peer.leave(1006)
+                self.devices.remove(device)
+                self.gone.append(device)
+                device.left = self.clock.now
+
+    # --- steps ---
+
+    async def do(self, step: Step) -> None:
+        await getattr(self, f"do_{step.kind}")(step.n, step.m)
+        self.look()
+
+    async def push(self, to: dict[str, object], users: tuple[str, ...], n: int, m: int) -> None:
+        name = f"p{next(self.ids)}"
+        body: dict[str, object] = {"id": name, "to": to, "data": 1, "confirm": CONFIRMS[n % 4]}
+        if ttl := TTLS[n // 4 % 3]:
+            body["ttl"] = ttl
+            if m % 7 == 0:
+                body["collapse_key"] = "k"
+        self.pushes[name], self.users[name] = body, users
+        body = dict(body)
+        arrived = await self.houses[0].push(body, reply_to="answers", correlation_id=name)
+        self.tokens.append(arrived.token)
+
+    async def do_push(self, n: int, m: int) -> None:
+        user = USERS[m % 3]
+        await self.push({"user": user}, (user,), n, m // 3)
+
+    async def do_push_to_all_users(self, n: int, m: int) -> None:
+        await self.push({"users": list(USERS)}, USERS, n, m)
+
+    async def do_push_to_session(self, n: int, m: int) -> None:
+        if self.devices:
+            device = self.devices[m % len(self.devices)]
+            session = device.peer.client.session
+            await self.push({"session": session.id}, (device.user,), n // 12 * 12 + n % 4, 1)
+
+    async def open(self, user: str, house: House, last: str | None) -> Device:
+        peer = house.connect(user, last=last)
+        beside = house is not self.houses[0] and any(
+            one.user == user and one.house is house and one.left > self.clock.now - LIMITS.confirm_timeout
+            for one in (*self.devices, *self.gone)
+        )
+        device = Device(user, house, peer, last, beside)
+        self.devices.append(device)
+        await turns(3)
+        return device
+
+    async def do_open(self, n: int, m: int) -> None:
+        house = m % len(self.houses)
+        if house not in self.frozen and len(self.devices) < 7:
+            await self.open(USERS[n % 3], self.houses[house], None)
+
+    async def do_resume(self, n: int, m: int) -> None:
+        house = m % len(self.houses)
+        if house in self.frozen or not (self.devices or self.gone):
+            return
+        both = self.gone[-6:] + self.devices
+        device = both[n % len(both)]
+        if device in self.devices:
+            if self.houses.index(device.house) in self.frozen:
+                return
+            self.leave(device)
+        await self.open(device.user, self.houses[house], device.last)
+
+    def leave(self, device: Device) -> None:
+        device.peer.leave()
+        device.left = self.clock.now
+        self.devices.remove(device)
+        self.gone.append(device)
+
+    def device(self, n: int) -> Device | None:
+        """One whose node is awake."""
+        awake = [d for d in self.devices if self.houses.index(d.house) not in self.frozen]
+        return awake[n % len(awake)] if awake else None
+
+    async def do_leave(self, n: int, m: int) -> None:
+        if (device := self.device(n)) is not None:
+            self.leave(device)
+
+    def answer(self, device: Device) -> None:
+        """Answer its oldest ping."""
+        count = device.peer.next_read()
+        if not device.peer.unanswered:
+            return
+        for push in device.peer.first(count):
+            name = str(push["id"])
+            if name not in device.answered:
+                device.answered[name] = self.clock.now
+                self.proven.setdefault((name, device.user), self.clock.now)
+                device.last = name
+        device.peer.answer_one()
+
+    async def do_answer(self, n: int, m: int) -> None:
+        if (device := self.device(n)) is not None:
+            while device.peer.unanswered:
+                self.answer(device)
+            await turns(m % 20)
+
+    async def do_answer_one(self, n: int, m: int) -> None:
+        if (device := self.device(n)) is not None:
+            self.answer(device)
+            await turns(m % 20)
+
+    def ack(self, device: Device, name: str) -> None:
+        self.acked.setdefault((name, device.user), self.clock.now)
+        device.peer.client.message(json.dumps({"type": "ack", "id": name}))
+
+    async def do_ack(self, n: int, m: int) -> None:
+        if (device := self.device(n)) is not None and device.answered:
+            self.ack(device, list(device.answered)[-1 - m % min(3, len(device.answered))])
+            await turns(3)
+
+    async def do_stuff(self, n: int, m: int) -> None:
+        if (device := self.device(n)) is not None:
+            device.peer.socket.stuffed = not device.peer.socket.stuffed
+            if not device.peer.socket.stuffed:
+                device.peer.client.became_writable()
+
+    async def do_recall(self, n: int, m: int) -> None:
+        house = m % len(self.houses)
+        if self.pushes and house not in self.frozen:
+            name = list(self.pushes)[-1 - n % min(4, len(self.pushes))]
+            self.recalled.add(name)
+            call = self.houses[house].core.recalls.recall(Recall(push_id=name))
+            self.tasks.append(asyncio.create_task(call, name="recall"))
+            await turns(3)
+
+    async def do_pause(self, n: int, m: int) -> None:
+        await self.pass_time(PAUSES[n % len(PAUSES)])
+
+    async def do_freeze(self, n: int, m: int) -> None:
+        self.frozen.setdefault(n % len(self.houses), self.clock.mono)
+        self.slow = self.slow or 0 in self.frozen
+
+    async def do_wake(self, n: int, m: int) -> None:
+        self.frozen.pop(n % len(self.houses), None)
+        self.post_waiting()
+        await turns(m % 30)
+
+    async def do_returns(self, n: int, m: int) -> None:
+        to = n % len(self.houses)
+        self.fates[to] = "returns"
+        for (_, queue), line in self.late.items():
+            if self.node(queue) == to and line:
+                self.dropped = True  # the queue is no more
+                line.clear()
+
+    async def do_loses(self, n: int, m: int) -> None:
+        self.fates[n % len(self.houses)] = "loses"
+
+    async def do_unsure(self, n: int, m: int) -> None:
+        self.fates[n % len(self.houses)] = "unsure"
+
+    async def do_works(self, n: int, m: int) -> None:
+        self.fates.pop(n % len(self.houses), None)
+
+    async def do_moves(self, n: int, m: int) -> None:
+        n %= len(self.houses)
+        if n not in self.frozen or m % 2:
+            await self.made.moves("abc"[n])
+            self.houses[n].core.from_nodes.listening()
+            self.fates.pop(n, None)
+            self.post_waiting()
+            await turns(5)
+
+    # --- the end ---
+
+    async def heal(self) -> None:
+        self.frozen.clear()
+        self.fates.clear()
+        self.post_waiting()
+        self.healed = self.clock.now
+        for device in self.devices:
+            device.peer.socket.stuffed = False
+            device.peer.client.became_writable()
+        for user, house in zip(USERS, itertools.cycle(self.houses), strict=False):
+            await self.open(user, house, None)
+        for _ in range(60):
+            await self.pass_time(0.25)
+            for device in list(self.devices):
+                while device.peer.unanswered:
+                    self.answer(device)
+                for name in device.answered:
+                    times = sum(shown == name for _, shown in device.shown)
+                    if device.acked.get(name, 0) < times:
+                        device.acked[name] = times
+                        self.ack(device, name)
+        await turns(50)
+        self.unended = [key for key, row in self.made.store.rows.items() if not row.final]
+        for device in list(self.devices):
+            self.leave(device)
+        for _ in range(70):
+            await self.pass_time(1.0)
+        for task in self.tasks:
+            await task
+
+    def wrong(self) -> list[str]:
+        return [
+            *self.wrong_rows(),
+            *self.wrong_answers(),
+            *self.wrong_screens(),
+            *self.left_over(),
+        ]
+
+    def wrong_rows(self) -> list[str]:
+        wrong = []
+        rows = self.made.store.rows
+        wanted = {RowKey("", name, user) for name, users in self.users.items() for user in users}
+        wrong += [f"no row: {key}" for key in wanted - rows.keys()]
+        wrong += [f"a row of nothing: {key}" for key in rows.keys() - wanted]
+        wrong += [f"kept, and its user was there: {key.push_id} {key.user}" for key in self.unended]
+        for key in wanted & rows.keys():
+            wrong += self.wrong_row(rows[key])
+        return wrong
+
+    def wrong_row(self, row: Row) -> list[str]:
+        key = row.key
+        name, user = key.push_id, key.user
+        pair = (name, user)
+        what = f"{name} {user} {row.outcome}/{row.reason} {self.pushes[name]}"
+        if not row.final:
+            return [f"not final: {what}"]
+        ended = row.finished_at or 0.0
+        wrong = []
+        if row.outcome is Outcome.RECEIVED and pair not in self.proven:
+            wrong.append(f"nobody has received it: {what}")
+        if row.outcome is Outcome.ACKED and pair not in self.acked:
+            wrong.append(f"nobody has acked it: {what}")
+        if row.outcome is Outcome.WRITTEN and not any(
+            device.user == user and name in [n for _, n in device.shown]
+            for device in self.gone + self.devices
+        ):
+            wrong.append(f"nobody was shown it: {what}")
+        confirm = self.pushes[name]["confirm"]
+        if row.outcome not in DELIVERED and row.outcome not in (Outcome.RECALLED, Outcome.SUPERSEDED):
+            for word in (Word.RECEIVED, Word.ACKED, Word.HANDED)[: 3 if confirm == "written" else 2]:
+                at = self.reported.get((*pair, word))
+                if at is not None and at < ended:
+                    wrong.append(f"{word.name} was reported {ended - at:.3f} s before its end: {what}")
+            for device in self.gone + self.devices:
+                at = device.answered.get(name) if device.user == user else None
+                slack = 2.0 if device.house is not self.houses[0] else 0.0
+                at = at if at is None or not slack else max(at, self.healed) + slack
+                if at is not None and at < ended and not (slack and (self.dropped or row.expires_at is None)):
+                    wrong.append(f"proven at {device.peer.session_id} before its end: {what}")
+        if row.outcome is Outcome.EXPIRED and (row.expires_at or 0.0) > self.healed + 16:
+            wrong.append(f"expired though its user was there: {what}")
+        return wrong
+
+    def wrong_answers(self) -> list[str]:
+        wrong = []
+        a = self.houses[0]
+        if sorted(map(str, a.acks.acked)) != sorted(map(str, self.tokens)):
+            wrong.append(
+                f"acked {len(a.acks.acked)} of {len(self.tokens)}, {len(set(a.acks.acked))} different"
+            )
+        count: dict[RowKey, int] = {}
+        announced: dict[RowKey, int] = {}
+        for house in self.houses:
+            for receipt in house.publisher.sent:
+                if receipt.row.final:
+                    key = receipt.row.key
+                    count[key] = count.get(key, 0) + len(receipt.replies)
+                    announced[key] = announced.get(key, 0) + receipt.announce
+                    have = self.made.store.rows.get(key)
+                    if have is not None and have.outcome is not receipt.row.outcome:
+                        wrong.append(f"the receipt says {receipt.row.outcome}, the row {have.outcome}: {key}")
+        for key in self.made.store.rows:
+            if (count.get(key), announced.get(key)) != (1, 1):
+                wrong.append(f"{count.get(key)} receipts, announced {announced.get(key)}: {key}")
+        for house in self.houses:
+            wrong += [f"error: {error!r} in {where}" for error, where in house.errors.seen]
+        return wrong
+
+    def wrong_screens(self) -> list[str]:
+        wrong = []
+        rows = self.made.store.rows
+        for device in self.gone + self.devices:
+            times = Counter(name for _, name in device.shown)
+            wrong += [f"{name} was shown {n} times" for name, n in times.items() if n > SHOWN_MOST]
+            first: set[str] = set()
+            highest, of = 0, ""
+            for _, name in device.shown:
+                row = rows.get(RowKey("", name, device.user))
+                session = device.peer.session_id
+                if row is None:
+                    wrong.append(f"{session} was shown {name}, which is not for it")
+                    continue
+                if name in first:
+                    continue
+                first.add(name)
+                if row.expires_at is None:
+                    continue
+                if row.position < highest and not (self.lossy or self.slow or device.beside):
+                    wrong.append(f"{session} of {device.user} was shown {name} after {of}")
+                if row.position > highest:
+                    highest, of = row.position, name
+        return wrong
+
+    def left_over(self) -> list[str]:
+        wrong = []
+        for n, house in enumerate(self.houses):
+            core = house.core
+            hosting, forwards = core.from_nodes._hosting, core.cluster.forwards
+            sizes = {
+                "unheard": len(hosting._unheard),
+                "busy": house.inflight.busy,
+                "post": core.cluster.post.waiting,
+                "lines": len(core.cluster.post._waiting),
+                "asked": len(core.router._asked),
+                "unrouted": len(core.router._unrouted),
+                "behind": len(core.router._behind),
+                "rings": len(core.cluster.ringing._unheard),
+                "grown": len(core.cluster.ringing._grown),
+                "young": sum(not f.ended for f in house.inflight._deadlines._young),
+            }
+            if not (self.lossy or self.dropped or self.recalled):
+                # Otherwise what nobody reports of any more is remembered, up to a bound.
+                sizes |= {
+                    "guests": len(hosting._guests),
+                    "resting": house.inflight.resting,
+                    "out": len(forwards),
+                    "silent": len(forwards._silent),
+                    "since": sum(len(o.since) for o in forwards._owed.values()),
+                }
+            wrong += [f"left at {'abc'[n]}: {name} {size}" for name, size in sizes.items() if size]
+        return wrong
