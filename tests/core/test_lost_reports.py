@@ -106,9 +106,6 @@ async def test_a_proof_in_a_queue_that_is_no_more_is_reported_again() -> None:
         assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
 
 
-@pytest.mark.xfail(
-    reason="a push that a recall keeps from its socket is not reported, and is remembered", strict=True
-)
 async def test_what_was_recalled_before_it_was_handed_over_elsewhere_is_forgotten() -> None:
     async with town("a", "b", limits=LIMITS) as (_, [a, b]):
         peer = await online(b, "u1")

@@ -54,27 +54,30 @@ class Deadlines:
         self._young: deque[Flight] = deque()
         self._parked: deque[Flight] = deque()
         self._parked_at_once: deque[Flight] = deque()
+        self._parked_early: deque[Flight] = deque()
         self._own = Appointments(lambda flight: not flight.ended and flight.open > 0)
         """Flights with an `ack_within`."""
 
     @property
     def parked(self) -> int:
         """Flights whose row was due before their proof came, including those that have ended since."""
-        return len(self._parked) + len(self._parked_at_once)
+        return len(self._parked) + len(self._parked_at_once) + len(self._parked_early)
 
     def wait(self, flight: Flight) -> None:
         """This flight waits for a proof, or for its user, and has no row yet."""
         self._young.append(flight)
 
-    def leave(self, leaves: Callable[[Flight], bool]) -> Sequence[Flight]:
-        """Those for which `wait` was called, and of which this says that they leave: they wait no more."""
-        left = [flight for flight in self._young if leaves(flight)]
-        if left:
-            self._young = deque(flight for flight in self._young if not leaves(flight))
-        return left
+    def park_early(self, early: Callable[[Flight], bool]) -> Sequence[Flight]:
+        """Park those for which `wait` was called, and of which this says that their row is due now; returns them."""
+        parked = [flight for flight in self._young if early(flight)]
+        if parked:
+            self._young = deque(flight for flight in self._young if not early(flight))
+            # Those of another node that were parked earlier may be younger. A merge of two sorted lists, nearly.
+            self._parked_early = deque(sorted((*self._parked_early, *parked), key=_taken))
+        return parked
 
     def park(self, flight: Flight, *, at_once: bool = False) -> None:
-        """Its row is due, and its time for a proof goes on. `at_once`: `wait` was not called for it, or it has left."""
+        """Its row is due, and its time for a proof goes on. `at_once`: `wait` was not called for it."""
         (self._parked_at_once if at_once else self._parked).append(flight)
 
     def limit(self, flight: Flight, now: float) -> None:
@@ -91,8 +94,12 @@ class Deadlines:
     def over(self, now: float) -> Iterator[Flight]:
         """Flights whose time for a proof is over; some of them have ended already."""
         yield from self._own.due(now)
-        for line in (self._parked, self._parked_at_once):
+        for line in (self._parked, self._parked_at_once, self._parked_early):
             while line and (line[0].ended or now - line[0].taken_mono >= self._confirm_timeout):
                 flight = line.popleft()
                 if not flight.ack_within:
                     yield flight
+
+
+def _taken(flight: Flight) -> float:
+    return flight.taken_mono

@@ -148,20 +148,23 @@ class InFlight:
 
     def park(self, flight: Flight, *, at_once: bool = False) -> None:
         """Write its row as it stands now, so that its message can be acked. `at_once`: it has not waited before."""
+        self._row_due(flight)
+        self._deadlines.park(flight, at_once=at_once)
+
+    def _row_due(self, flight: Flight) -> None:
         if flight.kept is not None:
             self._write_older(flight)
         self._ends.due(flight)
-        self._deadlines.park(flight, at_once=at_once)
 
     def park_those_at(self, boots: Set[str]) -> None:
         """Park now what waits for an answer of one of these processes: others must not wait for them."""
 
         def waits(flight: Flight) -> bool:
-            return flight.silent > 0 and not boots.isdisjoint(flight.holders)
+            return not flight.ended and flight.silent > 0 and not boots.isdisjoint(flight.holders)
 
-        for flight in self._deadlines.leave(waits):
-            if not flight.ended and self._index.get(flight.key) is flight:
-                self.park(flight, at_once=True)
+        for flight in self._deadlines.park_early(waits):
+            if self._index.get(flight.key) is flight:
+                self._row_due(flight)
 
     def limit(self, flight: Flight, now: float) -> None:
         """It was offered now (monotonic seconds). Its `ack_within` begins, if it has one."""

@@ -108,7 +108,7 @@ class Session:
         self._ping: bytes | None = None
         self._acks: dict[str, list[Offered]] | None = None
         self.forgotten: list[Offered] = []
-        """Pushes handed over whose proof is not waited for any more. Who calls `flush` empties this."""
+        """Pushes that were withdrawn, or whose proof is not waited for any more. Who calls `flush` empties this."""
 
     @property
     def info(self) -> SessionInfo:
@@ -259,6 +259,7 @@ class Session:
                 self.queued_bytes -= len(frame.payload)
                 if push is not None:
                     if push.withdrawn:
+                        self.forgotten.append(push)
                         continue
                     pushes.append(push)
                 frames.append(frame)
