@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bridge.core.cluster.post import LINGER
+from bridge.core.cluster.post import LINGER, UNREAD_FOR
 from bridge.core.contract.letters import Report, decode_letter
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
@@ -89,7 +89,6 @@ async def test_who_has_it_is_not_forwarded_it_again_where_another_node_has_nobod
         assert len(a.core.cluster.forwards) == 0
 
 
-@pytest.mark.xfail(reason="a report is not sent again once it was in the queue of its owner", strict=True)
 async def test_a_proof_in_a_queue_that_is_no_more_is_reported_again() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
         peer = await online(b, "u1")
@@ -120,3 +119,62 @@ async def test_what_was_recalled_before_it_was_handed_over_elsewhere_is_forgotte
             await ticks(a, b)
         assert a.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
         assert len(a.core.cluster.forwards) == 0
+
+
+async def reported(a: House, b: House, made: Town, push_id: str) -> None:
+    """`b` has told `a` of a proof, in a letter that was confirmed and will not be read."""
+    peer = await online(b, push_id)
+    await a.push(to(push_id, push_id))
+    await until(lambda: ids(peer) == [push_id])
+    made.fate = lambda letter: Sent.DELIVERED
+    peer.answer()
+    await ticks(a, b)
+    made.fate = lambda letter: None
+
+
+def unread(house: House) -> int:
+    """Letters that are kept until they are read."""
+    return sum(len(peer.unread) for peer in house.core.cluster.post._peers.values())
+
+
+async def test_reports_are_kept_until_they_are_read_and_no_longer() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        peer.answer()
+        await a.settled(1)
+        letters = len(made.letters)
+        assert unread(b) == 1, "nothing was said meanwhile that could say that it was read"
+        a.core.every_second()
+        await ticks(a, b)
+        assert (unread(b), len(made.letters) - letters) == (0, 1)
+        for _ in range(3):
+            a.core.every_second()
+            b.core.every_second()
+            await ticks(a, b)
+        assert len(made.letters) - letters == 1, "it is said once"
+
+
+async def test_a_proof_that_its_owner_had_not_read_when_it_died_is_noted_late() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        await reported(a, b, made, "p1")
+        assert unread(b)
+        for _ in range(55):
+            await ticks(a, b)
+        assert a.end("p1", "p1") == (Outcome.UNKNOWN, Reason.NODE_SILENT)
+        b.core.cluster.neighbours._others.clear()
+        b.core.every_second()
+        assert [proof.key.push_id for proof in b.worklist.late_proofs] == ["p1"]
+        assert not unread(b)
+
+
+async def test_for_a_node_that_never_says_what_it_has_read_reports_are_kept_for_seconds_only() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        await reported(a, b, made, "p1")
+        await ticks(b, seconds=UNREAD_FOR - 1.0)
+        b.core.every_second()
+        assert unread(b)
+        await ticks(b, seconds=1.0)
+        b.core.every_second()
+        assert not unread(b)

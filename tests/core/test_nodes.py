@@ -738,9 +738,10 @@ def test_letters_of_the_version_before_are_read_and_it_reads_ours() -> None:
         Report(7, Word.HANDED, "", "s1", True, 0.5),
         Forwarded(1, ["u"], "", "", "p1", "e", "json", b"1", 2, [], "", 9, None, "t"),
     )
-    version, boot, (said, forwarded), had = msgspec.msgpack.decode(encode_letter("boot", [report, push], 3))
+    whole = msgspec.msgpack.decode(encode_letter("boot", [report, push], 3, 4, 5))
+    version, boot, (said, forwarded) = whole[:3]
     letter = decode_letter(msgspec.msgpack.encode([version, boot, [said[:-2], forwarded[:-1]]]))
-    assert letter.had == 0
+    assert (letter.had, letter.number, letter.read) == (0, 0, 0)
     assert letter.items == [
         Report(7, Word.HANDED, "", "s1"),
         Forwarded(1, ["u"], "", "", "p1", "e", "json", b"1", 2, [], "", 9, None),
@@ -749,11 +750,11 @@ def test_letters_of_the_version_before_are_read_and_it_reads_ours() -> None:
         version,
         boot,
         [[*one, "of a later version"] for one in (said, forwarded)],
-        had,
+        *whole[3:],
         "of a later version",
     ]
     letter = decode_letter(msgspec.msgpack.encode(more))
-    assert (letter.items, letter.had) == ([report, push], 3)
+    assert (letter.items, letter.had, letter.number, letter.read) == ([report, push], 3, 4, 5)
 
 
 def test_a_letter_that_was_lost_is_not_taken_for_another() -> None:

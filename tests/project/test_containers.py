@@ -39,7 +39,7 @@ LET_GO_OF_IN_THOUSANDS = frozenset(("Hub._expiries", "Appointments._heap"))
 LISTED_ALL_THE_SAME = frozenset(
     (
         "Hub._wheel", "Appointments._heap", "_Batch.failures", "KeySet._by_kid",
-        "Partitions._consumers", "Partitions._leave", "Partitions._tasks", "_Owed.since", "_Owed.asked",
+        "Partitions._consumers", "Partitions._leave", "Partitions._tasks", "_Owed.since", "_Owed.asked", "_Peer.unread",
         "Neighbours._taking", "Share.waiting", "SharedInbox._ring", "SharedInbox._taken", "Shares._shares",
     )
 )  # fmt: skip

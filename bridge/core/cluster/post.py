@@ -1,13 +1,14 @@
 """Send items to other nodes: one letter for all that waits for a node, in the order in which it came.
 
 While a letter is on its way, items collect for the next one. What is in no hurry waits a moment for something that is.
+Reports are kept until their reader says that it has read them: a queue ends with its connection, and what is in it too.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.neighbours import Neighbours
@@ -22,6 +23,10 @@ BYTES: Final = 1024 * 1024
 """and bytes of their data; a single push may have more."""
 LINGER: Final = 0.005
 """Seconds at most for which an item that is in no hurry waits for others."""
+UNREAD_MAX: Final = 200
+"""Letters with reports that are kept for a process which has not read them; over it the oldest are forgotten,"""
+UNREAD_FOR: Final = 10.0
+"""and after so many seconds those for a process that never says what it has read, as bridges of the version before."""
 
 
 class _Waiting(NamedTuple):
@@ -29,6 +34,44 @@ class _Waiting(NamedTuple):
     failed: Callable[[Sent], None]
     since: float | None
     """Monotonic seconds, for what is in no hurry."""
+
+
+class _Sealed(NamedTuple):
+    """A letter with reports."""
+
+    number: int
+    queue: str
+    at: float
+    """Monotonic seconds."""
+    reports: Sequence[_Waiting]
+
+
+class _Under(NamedTuple):
+    """A letter that is under way."""
+
+    peer: _Peer
+    number: int
+    items: Sequence[_Waiting]
+
+
+class _Peer:
+    """What another process was sent, and what came from it."""
+
+    __slots__ = ("had", "number", "read", "said", "says", "unread")
+
+    def __init__(self) -> None:
+        self.had = 0
+        """The number of the last push that came from it."""
+        self.number = 0
+        """Of the last letter with reports to it."""
+        self.read = 0
+        """The number of the last letter with reports that came from it,"""
+        self.said = 0
+        """and up to which it was told so."""
+        self.says = False
+        """Whether it has ever said what it has read."""
+        self.unread: deque[_Sealed] = deque(maxlen=UNREAD_MAX)
+        """Letters with reports that it has not said to have read."""
 
 
 class Post:
@@ -43,8 +86,7 @@ class Post:
         self._clock = clock
         self._boot = boot
         self._waiting: dict[str, deque[_Waiting]] = {}
-        self._had: dict[str, int] = {}
-        """The number of the last push that came from each process."""
+        self._peers: dict[str, _Peer] = {}
         self._wake = asyncio.Event()
         self._linger = asyncio.Event()
         """Something waits that is in no hurry."""
@@ -62,9 +104,38 @@ class Post:
     def answer(self, boot: str, number: int) -> None:
         """Tell the process with this boot that its pushes up to this number are here: with what comes next, within
         `LINGER` seconds."""
-        self._had[boot] = number
+        self._peer(boot).had = number
         self._waiting.setdefault(boot, deque())
         self._linger.set()
+
+    def came(self, boot: str, number: int, read: int) -> None:
+        """A letter of this process came, which has read those of this one up to `read`. It will be told."""
+        if number:
+            self._peer(boot).read = number
+        if read:
+            peer = self._peer(boot)
+            peer.says = True
+            while peer.unread and peer.unread[0].number <= read:
+                peer.unread.popleft()
+
+    def every_second(self) -> None:
+        """Called each second: tell what was read and not said yet, and find letters that nobody will read any more."""
+        give_up = self._clock.monotonic() - UNREAD_FOR
+        for boot, peer in list(self._peers.items()):
+            gone = self._neighbours.of_boot(boot) is None
+            queue = self.queue_of(boot)
+            while peer.unread and (gone or (queue and peer.unread[0].queue != queue)):
+                _tell(peer.unread.popleft().reports, Sent.UNSURE)
+            while peer.unread and not peer.says and peer.unread[0].at <= give_up:
+                peer.unread.popleft()
+            if gone:
+                del self._peers[boot]
+            elif peer.said < peer.read:
+                self._waiting.setdefault(boot, deque())
+                self._wake.set()
+
+    def _peer(self, boot: str) -> _Peer:
+        return self._peers.setdefault(boot, _Peer())
 
     def queue_of(self, boot: str) -> str:
         """Where the process with this boot listens now; empty where that is not known."""
@@ -96,7 +167,7 @@ class Post:
     async def _send(self) -> None:
         letters: list[Letter] = []
         now = self._clock.monotonic()
-        inside: list[list[_Waiting]] = []
+        inside: list[_Under] = []
         for boot in list(self._waiting):
             line = self._waiting[boot]
             some = _some(line)
@@ -104,18 +175,30 @@ class Post:
                 del self._waiting[boot]
             queue = self.queue_of(boot)
             if not queue:
-                self._had.pop(boot, None)
                 _tell(some, Sent.UNREACHABLE)
                 continue
-            body = encode_letter(self._boot, [_aged(one, now) for one in some], self._had.get(boot, 0))
+            peer = self._peer(boot)
+            reports = [one for one in some if isinstance(one.item, Report)]
+            if reports:
+                peer.number += 1
+                peer.unread.append(_Sealed(peer.number, queue, now, reports))
+            peer.said = peer.read
+            body = encode_letter(
+                self._boot,
+                [_aged(one, now) for one in some],
+                peer.had,
+                peer.number if reports else 0,
+                peer.read,
+            )
             letters.append(Letter(queue, body))
-            inside.append(some)
+            inside.append(_Under(peer, peer.number if reports else 0, some))
             self._metrics.letter(len(some))
         if not letters or self._mail is None:
             return
-        for some, sent in zip(inside, await self._mail.send(letters), strict=True):
+        for (peer, number, told), sent in zip(inside, await self._mail.send(letters), strict=True):
             if sent is not Sent.DELIVERED:
-                _tell(some, sent)
+                peer.unread = deque((one for one in peer.unread if one.number != number), UNREAD_MAX)
+                _tell(told, sent)
 
 
 def _some(line: deque[_Waiting]) -> list[_Waiting]:
@@ -135,6 +218,6 @@ def _aged(one: _Waiting, now: float) -> Item:
     return Report(item.number, item.word, item.why, item.session, item.unprovable, now - since)
 
 
-def _tell(some: list[_Waiting], sent: Sent) -> None:
+def _tell(some: Sequence[_Waiting], sent: Sent) -> None:
     for one in some:
         one.failed(sent)

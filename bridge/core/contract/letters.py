@@ -132,6 +132,10 @@ class Post(msgspec.Struct, frozen=True, array_like=True, gc=False):
     had: int = 0
     """The pushes of the one that it is for are here up to this number; 0: none, or it is from a bridge before this was
     said, which skips it."""
+    number: int = 0
+    """Of the letters with reports to the one that it is for; 0: it has none, or as above."""
+    read: int = 0
+    """The letters with reports of that one are read up to this number; 0: none, or as above."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -151,9 +155,9 @@ _decode = msgspec.msgpack.Decoder(Post).decode
 _version = msgspec.msgpack.Decoder(_Envelope).decode
 
 
-def encode_letter(boot: str, items: Sequence[Item], had: int = 0) -> bytes:
+def encode_letter(boot: str, items: Sequence[Item], had: int = 0, number: int = 0, read: int = 0) -> bytes:
     """A letter from this process; see `Post`."""
-    return _encode(Post(VERSION, boot, items, had))
+    return _encode(Post(VERSION, boot, items, had, number, read))
 
 
 def decode_letter(body: bytes) -> Post:

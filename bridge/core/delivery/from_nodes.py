@@ -72,6 +72,7 @@ class FromNodes:
             letter = decode_letter(body)
             sender = self._neighbours.of_boot(letter.boot)
             node = letter.boot if sender is None else sender.node
+            self._post.came(letter.boot, letter.number, letter.read)
             if letter.had:
                 self._forwards.had(letter.boot, letter.had)
             for item in letter.items:
@@ -93,6 +94,7 @@ class FromNodes:
 
     def every_second(self) -> None:
         """Called each second: say again what other nodes have not heard."""
+        self._post.every_second()
         self._hosting.every_second()
         self._ringing.every_second()
 
