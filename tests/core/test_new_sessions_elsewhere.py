@@ -112,9 +112,6 @@ async def test_none_is_kept_for_who_is_away_before_the_older_ones_have_their_row
         assert list(dict.fromkeys(ids(second))) == ["p1", "p2"], "one may come twice"
 
 
-@pytest.mark.xfail(
-    reason="what a session holds until its replay is over is skipped in a page, and comes later", strict=True
-)
 async def test_what_is_held_comes_before_what_is_read_after_it() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
         peer = await online(b, "u1")

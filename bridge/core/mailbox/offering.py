@@ -31,17 +31,16 @@ class Offering:
         row: Row,
         *,
         again: bool,
-        waiting: Collection[RowKey],
         handed: Collection[RowKey],
         gone: Mapping[RowKey, Row],
     ) -> bool:
         """Offer one row's push to a session, unless it needs none; False where the session has no room for it now.
 
-        `again`: the session may have it already; `waiting` and `handed` are the pushes that it was offered and handed.
+        `again`: the session may have it already; `handed` are the pushes that it was handed. It waits for none of them.
         `gone`: rows that became final since the page was read.
         """
         key = row.key
-        if key in waiting or _was_seen(session, row):
+        if _was_seen(session, row):
             return True
         if row.final:
             if _taken_back(row):

@@ -288,6 +288,7 @@ class Pages:
         may_have = replay.again or any(row.boot != self._boot for row in page.rows)
         waiting = session.waiting_keys() if may_have else set()
         handed = session.handed_keys() if may_have else set()
+        passed: RowKey | None = None
         for row in page.rows:
             # Pushes taken here from now on come after those of other nodes that were seen.
             self._inflight.above(row.position)
@@ -295,8 +296,14 @@ class Pages:
                 # Taken here after the session opened, so it was offered to it.
                 replay.after = row.position
                 continue
-            if not self._offering.offer(
-                session, row, again=replay.again, waiting=waiting, handed=handed, gone=gone
+            if row.key in waiting:
+                passed, replay.after = row.key, row.position
+                continue
+            # What it holds comes before what is newer in the mailbox.
+            room = passed is None or session.release_held(passed)
+            passed = None
+            if not room or not self._offering.offer(
+                session, row, again=replay.again, handed=handed, gone=gone
             ):
                 # No room: the rest is read again when there is some.
                 replay.full = True

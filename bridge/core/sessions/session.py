@@ -156,11 +156,14 @@ class Session:
         self.state = next_session_state(self.state, SessionEvent.REPLAY)
         self.replay = replay
 
-    def release_held(self) -> bool:
-        """Queue the held frames, as far as there is room: the whole mailbox was offered. False where some are left."""
+    def release_held(self, until: RowKey | None = None) -> bool:
+        """Queue the held frames, or those up to this push, as far as there is room: what is older in the mailbox was
+        offered. False where some of them are left."""
+        places = [n for n, (_, push) in enumerate(self._held, 1) if push is not None and push.key == until]
+        last = len(self._held) if until is None else max(places, default=0)
         released = 0
-        for frame, push in self._held:
-            if push is not None and not self._enqueue(frame, push):
+        for frame, push in self._held[:last]:
+            if push is not None and not self.offer_kept(frame, push):
                 break
             if push is None:
                 self._queue.append((frame, None))
@@ -168,7 +171,7 @@ class Session:
             self._held_bytes -= len(frame.payload)
             released += 1
         del self._held[:released]
-        return not self._held
+        return released == last
 
     def end_replay(self, now_position: int) -> bool:
         """Become LIVE: all held frames are queued. False where some push could not be held: then the next round, up
@@ -185,10 +188,6 @@ class Session:
         self.replay = None
         self.state = next_session_state(self.state, SessionEvent.REPLAYED)
         return True
-
-    def offer_kept(self, frame: Frame, push: Offered | None) -> bool:
-        """Queue a kept push, or one that was delivered elsewhere (`push` None). False: no room until it is idle."""
-        return self._enqueue(frame, push)
 
     def waiting_keys(self) -> set[RowKey]:
         """Pushes that were offered, and not handed to the socket yet."""
@@ -216,7 +215,7 @@ class Session:
         """Queue a push for the next flush, or hold it until the replay is over. False: there is no room, and nothing
         was queued. An empty queue with nothing buffered always has room for one frame."""
         if self.replay is None:
-            return self._enqueue(frame, push)
+            return self.offer_kept(frame, push)
         if self.replay.missed is not None:
             return False
         size = len(frame.payload)
@@ -234,7 +233,8 @@ class Session:
         self._held.append((frame, push))
         self._held_bytes += len(frame.payload)
 
-    def _enqueue(self, frame: Frame, push: Offered | None) -> bool:
+    def offer_kept(self, frame: Frame, push: Offered | None) -> bool:
+        """Queue a kept push, or one that was delivered elsewhere (`push` None). False: no room until it is idle."""
         size = len(frame.payload)
         if self._queue:
             if len(self._queue) >= self._limits.frames:
