@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-import pytest
-
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.nodes import Letter, Sent
 from tests.core.test_nodes import LIMITS, forwarded, ids, online, ticks
 from tests.support.house import House, Peer, kept
 from tests.support.town import town
 from tests.support.waiting import turns, until
-
-LEFT: Final = [
-    pytest.param(True, id="the one before has left"),
-    pytest.param(
-        False,
-        id="the one before is there",
-        marks=pytest.mark.xfail(
-            reason="its node alone knows of the new session, and not the push", strict=True
-        ),
-    ),
-]
-"""What has become of the session that had the push at that node."""
 
 
 async def seconds(count: int, *houses: House, answering: tuple[Peer, ...] = ()) -> None:
@@ -37,14 +21,12 @@ async def seconds(count: int, *houses: House, answering: tuple[Peer, ...] = ()) 
             peer.answer()
 
 
-@pytest.mark.parametrize("left", LEFT)
-async def test_older_kept_pushes_come_first(left: bool) -> None:
+async def test_older_kept_pushes_come_first() -> None:
     async with town("a", "b", limits=LIMITS) as (_, [a, b]):
         here, first = await online(a, "u1"), await online(b, "u1")
         await a.push(kept("u1", "p1", 60))
         await until(lambda: (ids(here), ids(first)) == (["p1"], ["p1"]))
-        if left:
-            first.leave()
+        first.leave()
         second = await online(b, "u1")
         await turns(100)
         await a.push(kept("u1", "p2", 60))
@@ -52,8 +34,7 @@ async def test_older_kept_pushes_come_first(left: bool) -> None:
         assert ids(second) == ["p1", "p2"]
 
 
-@pytest.mark.parametrize("left", LEFT)
-async def test_who_resumes_and_is_told_that_it_is_complete_gets_them(left: bool) -> None:
+async def test_who_resumes_and_is_told_that_it_is_complete_gets_them() -> None:
     async with town("a", "b", limits=LIMITS) as (_, [a, b]):
         here, first = await online(a, "u1"), await online(b, "u1")
         await a.push(kept("u1", "p0", 60))
@@ -63,8 +44,7 @@ async def test_who_resumes_and_is_told_that_it_is_complete_gets_them(left: bool)
         await a.ends("p0", Outcome.RECEIVED, Reason.PONG)
         await a.push(kept("u1", "p1", 60))
         await until(lambda: ids(first) == ["p0", "p1"])
-        if left:
-            first.leave()
+        first.leave()
         second = await b.live("u1", last="p0")
         assert b'"complete":true' in second.socket.frames[0].payload
         here.answer()
