@@ -46,14 +46,6 @@ class _Sealed(NamedTuple):
     reports: Sequence[_Waiting]
 
 
-class _Under(NamedTuple):
-    """A letter that is under way."""
-
-    peer: _Peer
-    number: int
-    items: Sequence[_Waiting]
-
-
 class _Peer:
     """What another process was sent, and what came from it."""
 
@@ -72,6 +64,14 @@ class _Peer:
         """Whether it has ever said what it has read."""
         self.unread: deque[_Sealed] = deque(maxlen=UNREAD_MAX)
         """Letters with reports that it has not said to have read."""
+
+
+class _Under(NamedTuple):
+    """A letter that is under way."""
+
+    peer: _Peer
+    number: int
+    items: Sequence[_Waiting]
 
 
 class Post:
