@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any, Final
+
+import pytest
+
+from bridge.core.mailbox.others import OTHERS_EVERY
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.nodes import Letter, Sent
 from tests.core.test_nodes import LIMITS, forwarded, ids, online, ticks
 from tests.support.house import House, Peer, kept
 from tests.support.town import town
 from tests.support.waiting import turns, until
+
+LEFT: Final = (
+    pytest.param(True, id="the one before has left"),
+    pytest.param(False, id="the one before is there"),
+)
+"""What has become of the session that had the push at that node."""
 
 
 async def seconds(count: int, *houses: House, answering: tuple[Peer, ...] = ()) -> None:
@@ -21,20 +33,23 @@ async def seconds(count: int, *houses: House, answering: tuple[Peer, ...] = ()) 
             peer.answer()
 
 
-async def test_older_kept_pushes_come_first() -> None:
+@pytest.mark.parametrize("left", LEFT)
+async def test_older_kept_pushes_come_first(left: bool) -> None:
     async with town("a", "b", limits=LIMITS) as (_, [a, b]):
         here, first = await online(a, "u1"), await online(b, "u1")
         await a.push(kept("u1", "p1", 60))
         await until(lambda: (ids(here), ids(first)) == (["p1"], ["p1"]))
-        first.leave()
-        second = await online(b, "u1")
+        if left:
+            first.leave()
+        second = b.connect("u1")
         await turns(100)
         await a.push(kept("u1", "p2", 60))
         await seconds(8, a, b, answering=(second,))
         assert ids(second) == ["p1", "p2"]
 
 
-async def test_who_resumes_and_is_told_that_it_is_complete_gets_them() -> None:
+@pytest.mark.parametrize("left", LEFT)
+async def test_who_resumes_and_is_told_that_it_is_complete_gets_them(left: bool) -> None:
     async with town("a", "b", limits=LIMITS) as (_, [a, b]):
         here, first = await online(a, "u1"), await online(b, "u1")
         await a.push(kept("u1", "p0", 60))
@@ -44,13 +59,52 @@ async def test_who_resumes_and_is_told_that_it_is_complete_gets_them() -> None:
         await a.ends("p0", Outcome.RECEIVED, Reason.PONG)
         await a.push(kept("u1", "p1", 60))
         await until(lambda: ids(first) == ["p0", "p1"])
-        first.leave()
-        second = await b.live("u1", last="p0")
+        if left:
+            first.leave()
+        second = b.connect("u1", last="p0")
+        await until(lambda: second.socket.frames)
         assert b'"complete":true' in second.socket.frames[0].payload
         here.answer()
         await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
         await seconds(8, a, b, answering=(second,))
         assert "p1" in ids(second)
+
+
+async def test_who_opens_waits_no_longer_than_until_the_one_before_has_proven_them() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        first = await online(b, "u1")
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: ids(first) == ["p1"])
+        second = b.connect("u1")
+        await turns(100)
+        assert second.client.session.replay is not None, "p1 may be kept"
+        first.answer()
+        await ticks(a, b, seconds=OTHERS_EVERY)
+        await until(lambda: second.client.session.replay is None)
+        assert ids(second) == []
+
+
+async def test_who_opens_waits_for_seconds_only_where_the_owner_says_nothing() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: ids(first) == ["p1"])
+        gate = asyncio.Event()
+        record = made.store.record
+
+        async def never(*given: Any) -> Any:
+            await gate.wait()
+            return await record(*given)
+
+        made.store.record = never  # type: ignore[method-assign,assignment]
+        second = b.connect("u1")
+        for _ in range(19):
+            await ticks(a, b)
+        assert second.client.session.replay is not None
+        for _ in range(3):
+            await ticks(a, b)
+        await until(lambda: second.client.session.replay is None)
+        gate.set()
 
 
 async def test_none_is_kept_before_the_older_ones_have_their_rows() -> None:

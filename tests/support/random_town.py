@@ -71,9 +71,9 @@ class Device:
     peer: Peer
     last: str | None = None
     """What it has read last, in this session or in those before."""
-    beside: bool = False
-    """Its user had another session at that node, or until a moment before, when it opened. That node alone knows of
-    both: older pushes that the other one has may come after newer ones."""
+    after: bool = False
+    """A session of its user at that node had closed a moment before it opened: until the other node knows, what that
+    one had may come after newer pushes."""
     left: float = math.inf
     shown: list[tuple[float, str]] = field(default_factory=list)
     """When its session was sent each push, and which."""
@@ -237,11 +237,10 @@ class Story:
 
     async def open(self, user: str, house: House, last: str | None) -> Device:
         peer = house.connect(user, last=last)
-        beside = house is not self.houses[0] and any(
-            one.user == user and one.house is house and one.left > self.clock.now - LIMITS.confirm_timeout
-            for one in (*self.devices, *self.gone)
+        after = house is not self.houses[0] and any(
+            one.user == user and one.house is house and one.left > self.clock.now - 1.0 for one in self.gone
         )
-        device = Device(user, house, peer, last, beside)
+        device = Device(user, house, peer, last, after)
         self.devices.append(device)
         await turns(3)
         return device
@@ -492,7 +491,7 @@ class Story:
                 first.add(name)
                 if row.expires_at is None:
                     continue
-                if row.position < highest and not (self.lossy or self.slow or device.beside):
+                if row.position < highest and not (self.lossy or self.slow or device.after):
                     wrong.append(f"{session} of {device.user} was shown {name} after {of}")
                 if row.position > highest:
                     highest, of = row.position, name
@@ -515,7 +514,7 @@ class Story:
                 "grown": len(core.cluster.ringing._grown),
                 "young": sum(not f.ended for f in house.inflight._deadlines._young),
             }
-            if not (self.lossy or self.dropped or self.recalled):
+            if not (self.lossy or self.dropped):
                 # Otherwise what nobody reports of any more is remembered, up to a bound.
                 sizes |= {
                     "guests": len(hosting._guests),

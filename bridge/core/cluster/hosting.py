@@ -70,6 +70,11 @@ class Guest(Offered):
             return True
         return self._withdrawn
 
+    @property
+    def kept_elsewhere(self) -> bool:
+        """See `Offered`."""
+        return self.expires_at is not None and self._best < self.confirm and not self.withdrawn
+
     def withdraw(self) -> None:
         """A recall names it."""
         self._withdrawn = True

@@ -19,6 +19,7 @@ from bridge.core.delivery.targets import Resolver, address, resolver_of
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.inflight.offered import keys_of
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import PushRequest
 from bridge.core.model.sessions import Mode
@@ -119,7 +120,7 @@ class Router:
         if flight.sessions:
             # It waited for its holders, and sessions that opened meanwhile have read it.
             key = flight.key
-            sessions = [s for s in sessions if key not in s.waiting_keys() and key not in s.handed_keys()]
+            sessions = [s for s in sessions if key not in keys_of((*s.waiting_pushes(), *s.handed_pushes()))]
         self._dispatcher.offer(flight, request, sessions, frames)
         if flight.ended or waits:
             return

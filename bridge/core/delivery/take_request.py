@@ -15,6 +15,7 @@ from bridge.core.delivery.targets import address, resolver_of
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.making import flight_of, flight_of_rejected
+from bridge.core.inflight.offered import keys_of
 from bridge.core.model.fingerprint import fingerprint_of
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import NO_USER, PushRequest, Rejected
@@ -217,7 +218,7 @@ class RequestTaker:
         request = taking.request
         flight = self._inflight.get(key)
         for session in address(self._hub, request, taking.resolver, key.user).sessions:
-            if key in session.waiting_keys() | session.handed_keys():
+            if key in keys_of((*session.waiting_pushes(), *session.handed_pushes())):
                 continue
             if flight is not None and not flight.ended:
                 self._dispatcher.offer(flight, request, (session,), frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from bridge.core.model.outcomes import Proof, Reason
 from bridge.core.model.rows import RowKey
@@ -25,6 +26,11 @@ class Offered(ABC):
     def withdrawn(self) -> bool:
         """Whether it must not be sent any more: it has ended and was not delivered."""
 
+    @property
+    def kept_elsewhere(self) -> bool:
+        """Whether another node owns it, and keeps it for its user as long as it is not proven."""
+        return False
+
     @abstractmethod
     def handed(self, now: float, by: str, *, unprovable: bool = False) -> object:
         """The session with the id `by` has handed it to its socket. `unprovable`: whoever is there has never proven
@@ -43,3 +49,8 @@ class Offered(ABC):
         """A session that it was offered to will not prove it any more. `handed`: the session had handed it over. If
         not, and if the session's queue was the cause, `why` says what was wrong with it. If it had, and waits no longer
         for a client that can't prove it, `why` is NO_PROOF_POSSIBLE."""
+
+
+def keys_of(pushes: Iterable[Offered]) -> set[RowKey]:
+    """The keys of these."""
+    return {push.key for push in pushes}

@@ -16,6 +16,7 @@ from bridge.core.contract.frames import bare_frame, push_frame
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.making import flight_of_last_value
+from bridge.core.inflight.offered import keys_of
 from bridge.core.mailbox.pages import Pages
 from bridge.core.model.pushes import PushKey
 from bridge.core.model.retained import FoundValue, LastValue, LastValuesAsk, LastValuesPage
@@ -156,7 +157,7 @@ class LastValues:
         session, topic, after = asked
         if topic not in self._waiting.get(session, ()):
             return
-        has = session.waiting_keys() | session.handed_keys()
+        has = keys_of((*session.waiting_pushes(), *session.handed_pushes()))
         for found in page.values:
             if found.value.request.key not in self._recalled and not self._offer(session, found, has):
                 self._full[session, topic] = after

@@ -21,7 +21,9 @@ from bridge.core.contract.fields import is_id
 from bridge.core.contract.frames import welcome_frame
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.inflight.offered import keys_of
 from bridge.core.mailbox.offering import Offering
+from bridge.core.mailbox.others import OTHERS_EVERY, others_of, waits_for_others
 from bridge.core.mailbox.resuming import Resuming
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Mode
@@ -87,7 +89,7 @@ class Pages:
         self._unshown: dict[Session, list[int]] = {}
         """Positions of pushes that sessions which have resumed may lack, though others have proven them."""
         self._postponed: dict[Session, float] = {}
-        """Sessions whose page could not be read: monotonic seconds of the next try."""
+        """Sessions whose page could not be read, or lacks something: monotonic seconds of the next try."""
 
     def begin(self) -> None:
         """Read pages from now on: the store can be read, and new positions are higher than all that it has."""
@@ -101,6 +103,7 @@ class Pages:
         replay = Replay(after=0, until=self._inflight.take_position(), last=last)
         # No page is wanted before `recorded`.
         replay.asked = True
+        replay.others = others_of(self._hub, session)
         self._hold(session, replay)
 
     def recorded(self, session: Session) -> None:
@@ -286,10 +289,12 @@ class Pages:
         replay.asked = replay.full = False
         # What another node has stored it may have forwarded as well.
         may_have = replay.again or any(row.boot != self._boot for row in page.rows)
-        waiting = session.waiting_keys() if may_have else set()
-        handed = session.handed_keys() if may_have else set()
+        waiting = keys_of(session.waiting_pushes()) if may_have else set()
+        handed = keys_of(session.handed_pushes()) if may_have else set()
         passed: RowKey | None = None
         for row in page.rows:
+            if replay.others:
+                replay.others.pop(row.key, None)
             # Pushes taken here from now on come after those of other nodes that were seen.
             self._inflight.above(row.position)
             if row.position > replay.until and row.boot == self._boot:
@@ -315,6 +320,9 @@ class Pages:
                 pass
             elif replay.rung is not None:
                 replay.after, replay.rung, replay.again = min(replay.after, replay.rung - 1), None, True
+            elif waits_for_others(replay, self._clock.monotonic()):
+                replay.asked = True
+                self._postponed[session] = self._clock.monotonic() + OTHERS_EVERY
             elif replay.awaits:
                 replay.asked = replay.parked = True
             elif self._released(session) and session.end_replay(self._inflight.take_position()):

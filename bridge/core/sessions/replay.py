@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bridge.core.inflight.offered import Offered
+from bridge.core.model.rows import RowKey
+
 
 class Replay:
     """How far a session has come with what is kept for its user. Positions are those of `Row.position`."""
@@ -16,6 +19,7 @@ class Replay:
         "full",
         "last",
         "missed",
+        "others",
         "parked",
         "resumed",
         "rung",
@@ -52,5 +56,8 @@ class Replay:
         """The lowest position that another node has stored a push at since the last page was asked for."""
         self.resumed: int | None = None
         """The position of the push that it resumed after; None unless its client was promised everything since."""
+        self.others: dict[RowKey, Offered] | None = None
+        """What the user's other sessions here have, and another node keeps: it does not end before it has read these,
+        which may have no rows yet. For a moment only."""
         self.began = 0.0
-        """Monotonic seconds of the session's opening, where the client resumes."""
+        """Monotonic seconds of the session's opening."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from bridge.core.inflight.offered import Offered
+from bridge.core.inflight.offered import Offered, keys_of
 from bridge.core.model.outcomes import Proof
 from bridge.core.model.rows import RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Mode
@@ -189,14 +189,13 @@ class Session:
         self.state = next_session_state(self.state, SessionEvent.REPLAYED)
         return True
 
-    def waiting_keys(self) -> set[RowKey]:
+    def waiting_pushes(self) -> list[Offered]:
         """Pushes that were offered, and not handed to the socket yet."""
-        return {f.key for _, f in (*self._queue, *self._held) if f is not None}
+        return [f for _, f in (*self._queue, *self._held) if f is not None]
 
-    def handed_keys(self) -> set[RowKey]:
-        """Pushes that were handed to the socket, and lack their proof."""
-        awaited = {f.key for pushes in (self._acks or {}).values() for f in pushes}
-        return awaited.union(f.key for f in self._unproven)
+    def handed_pushes(self) -> list[Offered]:
+        """Pushes that were handed to the socket, and lack their proof; some of them twice."""
+        return [*self._unproven, *(f for pushes in (self._acks or {}).values() for f in pushes)]
 
     def tell(self, frame: Frame) -> None:
         """Queue a frame that is not a push, after all that was offered before, and after kept pushes. There is always
@@ -375,8 +374,8 @@ class Session:
 
     def _empty_queue(self) -> list[Offered]:
         # A push that waits to be resent was handed over once: `close` returns it as such, when the socket is gone.
-        handed = self.handed_keys()
-        queued = [f for _, f in (*self._queue, *self._held) if f is not None and f.key not in handed]
+        handed = keys_of(self.handed_pushes())
+        queued = [f for f in self.waiting_pushes() if f.key not in handed]
         self._queue = []
         self._held = []
         self.queued_bytes = self._held_bytes = 0
@@ -389,9 +388,7 @@ class Session:
         self.state = next_session_state(self.state, SessionEvent.CLOSE)
         queued = self._empty_queue()
         # A pong removes a push from `_unproven`; if it still waits for its ack, it is unproven all the same.
-        unproven = {id(f): f for f in self._unproven}
-        for pushes in (self._acks or {}).values():
-            unproven.update((id(f), f) for f in pushes)
+        unproven = {id(f): f for f in self.handed_pushes()}
         self._unproven = []
         self._acks = None
         self._covered = 0
