@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.support.random_town import KINDS, LIMITS, Step, Story
+from tests.support.random_town_checks import wrong_of
 from tests.support.town import town
 
 
@@ -36,7 +37,7 @@ async def told(nodes: int, steps: Sequence[Step], *, says: bool = True) -> list[
         for step in steps:
             await it.do(step)
         await it.heal()
-        return it.wrong()
+        return wrong_of(it)
 
 
 async def shrunk(nodes: int, steps: list[Step], *, says: bool = True) -> list[Step]:

@@ -1,4 +1,4 @@
-"""A town in which anything may happen to letters, sessions and clients, and what must be true after it."""
+"""A town in which anything may happen to letters, sessions and clients."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import asyncio
 import itertools
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from bridge.core.contract.letters import Forwarded, Post, Report, Word, decode_letter, encode_letter
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.inflight.inflight import RESENDS
-from bridge.core.model.outcomes import DELIVERED, Outcome
 from bridge.core.model.pushes import Recall
-from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.nodes import Letter, Sent
 from tests.support.house import House, Peer
 from tests.support.town import Town
@@ -393,135 +390,3 @@ class Story:
             await self.pass_time(1.0)
         for task in self.tasks:
             await task
-
-    def wrong(self) -> list[str]:
-        return [
-            *self.wrong_rows(),
-            *self.wrong_answers(),
-            *self.wrong_screens(),
-            *self.left_over(),
-        ]
-
-    def wrong_rows(self) -> list[str]:
-        wrong = []
-        rows = self.made.store.rows
-        wanted = {RowKey("", name, user) for name, users in self.users.items() for user in users}
-        wrong += [f"no row: {key}" for key in wanted - rows.keys()]
-        wrong += [f"a row of nothing: {key}" for key in rows.keys() - wanted]
-        wrong += [f"kept, and its user was there: {key.push_id} {key.user}" for key in self.unended]
-        for key in wanted & rows.keys():
-            wrong += self.wrong_row(rows[key])
-        return wrong
-
-    def wrong_row(self, row: Row) -> list[str]:
-        key = row.key
-        name, user = key.push_id, key.user
-        pair = (name, user)
-        what = f"{name} {user} {row.outcome}/{row.reason} {self.pushes[name]}"
-        if not row.final:
-            return [f"not final: {what}"]
-        ended = row.finished_at or 0.0
-        wrong = []
-        if row.outcome is Outcome.RECEIVED and pair not in self.proven:
-            wrong.append(f"nobody has received it: {what}")
-        if row.outcome is Outcome.ACKED and pair not in self.acked:
-            wrong.append(f"nobody has acked it: {what}")
-        if row.outcome is Outcome.WRITTEN and not any(
-            device.user == user and name in [n for _, n in device.shown]
-            for device in self.gone + self.devices
-        ):
-            wrong.append(f"nobody was shown it: {what}")
-        confirm = self.pushes[name]["confirm"]
-        if row.outcome not in DELIVERED and row.outcome not in (Outcome.RECALLED, Outcome.SUPERSEDED):
-            for word in (Word.RECEIVED, Word.ACKED, Word.HANDED)[: 3 if confirm == "written" else 2]:
-                at = self.reported.get((*pair, word))
-                if at is not None and at < ended:
-                    wrong.append(f"{word.name} was reported {ended - at:.3f} s before its end: {what}")
-            for device in self.gone + self.devices:
-                at = device.answered.get(name) if device.user == user else None
-                slack = 2.0 if device.house is not self.houses[0] else 0.0
-                at = at if at is None or not slack else max(at, self.healed) + slack
-                if at is not None and at < ended and not (slack and (self.dropped or row.expires_at is None)):
-                    wrong.append(f"proven at {device.peer.session_id} before its end: {what}")
-        if row.outcome is Outcome.EXPIRED and (row.expires_at or 0.0) > self.healed + 16:
-            wrong.append(f"expired though its user was there: {what}")
-        return wrong
-
-    def wrong_answers(self) -> list[str]:
-        wrong = []
-        a = self.houses[0]
-        if sorted(map(str, a.acks.acked)) != sorted(map(str, self.tokens)):
-            wrong.append(
-                f"acked {len(a.acks.acked)} of {len(self.tokens)}, {len(set(a.acks.acked))} different"
-            )
-        count: dict[RowKey, int] = {}
-        announced: dict[RowKey, int] = {}
-        for house in self.houses:
-            for receipt in house.publisher.sent:
-                if receipt.row.final:
-                    key = receipt.row.key
-                    count[key] = count.get(key, 0) + len(receipt.replies)
-                    announced[key] = announced.get(key, 0) + receipt.announce
-                    have = self.made.store.rows.get(key)
-                    if have is not None and have.outcome is not receipt.row.outcome:
-                        wrong.append(f"the receipt says {receipt.row.outcome}, the row {have.outcome}: {key}")
-        for key in self.made.store.rows:
-            if (count.get(key), announced.get(key)) != (1, 1):
-                wrong.append(f"{count.get(key)} receipts, announced {announced.get(key)}: {key}")
-        for house in self.houses:
-            wrong += [f"error: {error!r} in {where}" for error, where in house.errors.seen]
-        return wrong
-
-    def wrong_screens(self) -> list[str]:
-        wrong = []
-        rows = self.made.store.rows
-        for device in self.gone + self.devices:
-            times = Counter(name for _, name in device.shown)
-            wrong += [f"{name} was shown {n} times" for name, n in times.items() if n > SHOWN_MOST]
-            first: set[str] = set()
-            highest, of = 0, ""
-            for _, name in device.shown:
-                row = rows.get(RowKey("", name, device.user))
-                session = device.peer.session_id
-                if row is None:
-                    wrong.append(f"{session} was shown {name}, which is not for it")
-                    continue
-                if name in first:
-                    continue
-                first.add(name)
-                if row.expires_at is None:
-                    continue
-                if row.position < highest and not (self.lossy or self.slow or device.after):
-                    wrong.append(f"{session} of {device.user} was shown {name} after {of}")
-                if row.position > highest:
-                    highest, of = row.position, name
-        return wrong
-
-    def left_over(self) -> list[str]:
-        wrong = []
-        for n, house in enumerate(self.houses):
-            core = house.core
-            hosting, forwards = core.from_nodes._hosting, core.cluster.forwards
-            sizes = {
-                "unheard": len(hosting._unheard),
-                "busy": house.inflight.busy,
-                "post": core.cluster.post.waiting,
-                "lines": len(core.cluster.post._waiting),
-                "asked": len(core.router._asked),
-                "unrouted": len(core.router._unrouted),
-                "behind": len(core.router._behind),
-                "rings": len(core.cluster.ringing._unheard),
-                "grown": len(core.cluster.ringing._grown),
-                "young": sum(not f.ended for f in house.inflight._deadlines._young),
-            }
-            if not (self.lossy or self.dropped):
-                # Otherwise what nobody reports of any more is remembered, up to a bound.
-                sizes |= {
-                    "guests": len(hosting._guests),
-                    "resting": house.inflight.resting,
-                    "out": len(forwards),
-                    "silent": len(forwards._silent),
-                    "since": sum(len(o.since) for o in forwards._owed.values()),
-                }
-            wrong += [f"left at {'abc'[n]}: {name} {size}" for name, size in sizes.items() if size]
-        return wrong
