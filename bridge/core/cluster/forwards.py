@@ -25,6 +25,7 @@ OUT_MAX: Final = 100_000
 OWED_FOR: Final = 10.0
 """Seconds for which an answer may be owed. After that the letter is lost, or was for a process that is no more."""
 ASKED_MAX: Final = 10_000
+"""Items for one node that are remembered until it says that it has them."""
 SUSPECT_AFTER: Final = 0.2
 """Seconds after which a node that says what it has is behind,"""
 SUSPECT_TIMES: Final = 4.0

@@ -124,11 +124,12 @@ class Post:
         for boot, peer in list(self._peers.items()):
             gone = self._neighbours.of_boot(boot) is None
             queue = self.queue_of(boot)
-            while peer.unread and (gone or (queue and peer.unread[0].queue != queue)):
+            while queue and peer.unread and peer.unread[0].queue != queue:
                 _tell(peer.unread.popleft().reports, Sent.UNSURE)
             while peer.unread and not peer.says and peer.unread[0].at <= give_up:
                 peer.unread.popleft()
             if gone:
+                # It may have read them: what it has proven by them must not be noted as late.
                 del self._peers[boot]
             elif peer.said < peer.read:
                 self._waiting.setdefault(boot, deque())
