@@ -88,8 +88,9 @@ class Router:
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
         """Route one push. A message that is handled alone holds up the whole queue: its pushes are parked at once."""
-        if resolver.waits and self._neighbours.any:
-            # Its users are known without the hub, and may have sessions elsewhere.
+        if resolver.waits and (self._neighbours.any or flight.key.user in self._unrouted):
+            # Its users are known without the hub, and may have sessions elsewhere. The last other node may be forgotten
+            # while older pushes of the user wait for the answer who has them.
             self._ask(flight, request, resolver, frames)
         else:
             self._here(flight, request, resolver, frames, known=not resolver.waits)
@@ -228,15 +229,15 @@ class Router:
         has its row first, and is rung for: sessions there read it before they get this one."""
         flight = asked.flight
         user = flight.key.user
-        if boots and not flight.withdrawn:
-            rows = self._behind.get(user)
-            if rows is None and self._older(flight, boots):
-                self._inflight.write_unwritten(user, flight.position - 1)
-                rows = self._behind[user] = []
-            if rows is not None:
-                rows.append((asked, boots))
-                return
-        self._route_to(asked, boots)
+        rows = self._behind.get(user)
+        if rows is None and boots and not flight.withdrawn and self._older(flight, boots):
+            self._inflight.write_unwritten(user, flight.position - 1)
+            rows = self._behind[user] = []
+        if rows is None:
+            self._route_to(asked, boots)
+        else:
+            # Also where nobody has the user any more: those that wait come first.
+            rows.append((asked, boots))
 
     def _older(self, flight: Flight, boots: Sequence[str]) -> list[Flight]:
         """The user's older kept pushes without a row that not all of these processes were forwarded."""

@@ -287,9 +287,10 @@ class Pages:
         if replay is None:
             return
         replay.asked = replay.full = False
+        # What was taken before it opened, and routed only since, is held by it.
+        waiting = keys_of(session.waiting_pushes())
         # What another node has stored it may have forwarded as well.
         may_have = replay.again or any(row.boot != self._boot for row in page.rows)
-        waiting = keys_of(session.waiting_pushes()) if may_have else set()
         handed = keys_of(session.handed_pushes()) if may_have else set()
         passed: RowKey | None = None
         for row in page.rows:

@@ -1,0 +1,51 @@
+"""A node dies: pushes that are routed while others forget it keep the order of their user."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bridge.core.ports.nodes import Sent
+from tests.core.test_nodes import LIMITS, held, ids, online, ticks
+from tests.support.house import kept, to
+from tests.support.town import town
+from tests.support.waiting import turns, until
+
+
+async def test_pushes_of_a_user_stay_in_order_when_the_dead_node_that_had_them_is_forgotten() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        there = await online(b, "u1")
+        made.fate = lambda letter: Sent.UNREACHABLE
+        made.store.writing.clear()
+        await a.push(kept("u1", "p0", 60))
+        await turns(20)
+        await a.push(kept("u1", "p1", 60))
+        await turns(20)
+        here = a.connect("u1")
+        await turns(20)
+        await a.push(kept("u1", "p2", 60))
+        await turns(20)
+        there.leave()
+        await until(lambda: made.sessions.closed)
+        await a.push(kept("u1", "p3", 60))
+        await turns(20)
+        made.store.writing.set()
+        for _ in range(20):
+            await ticks(a, seconds=0.01)
+            here.answer()
+        assert ids(here) == ["p0", "p1", "p2", "p3"]
+
+
+async def test_pushes_of_a_user_stay_in_order_when_the_last_other_node_is_forgotten() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, _]):
+        gate = asyncio.Event()
+        made.before = held(gate, "look")
+        await a.push(to("u1", "p1"))
+        here = await online(a, "u1")
+        await a.push(to("u1", "p2"))
+        made.clock.advance(100.0)
+        await a.core.cluster.neighbours.look()
+        assert not a.core.cluster.neighbours.any
+        await a.push(to("u1", "p3"))
+        gate.set()
+        await until(lambda: len(ids(here)) == 3)
+        assert ids(here) == ["p1", "p2", "p3"]
