@@ -55,6 +55,7 @@ class Core:
         self.shares = Shares() if delivery.tenant_window else None
         self.inflight = InFlight(
             ends=self.worklist,
+            others=lambda: self.cluster.neighbours.any,
             clock=clock,
             park_after=delivery.park_after,
             confirm_timeout=delivery.confirm_timeout,

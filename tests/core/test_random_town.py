@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Final
 
 import pytest
 
@@ -62,3 +63,44 @@ async def test_every_push_ends_once_and_truly(seed: int) -> None:
     if await told(nodes, steps, says=says):
         fewer = await shrunk(nodes, steps, says=says)
         raise AssertionError(f"{await told(nodes, fewer, says=says)} after {fewer}")
+
+
+TOLD_BEFORE: Final = {
+    "a row is written while holders are asked for": (
+        2,
+        "halts 192 263, push 544 902, open 950 588",
+    ),
+    "a session leaves that has a push from the mailbox and from its owner": (
+        3,
+        "open 0 2, open 1 2, freeze 849 201, resume 863 538, push 232 324, pause 278 47, push 510 12, "
+        "resume 1021 616, pause 524 701, leave 373 864",
+    ),
+    "who resumes elsewhere reads what was proven after what was not": (
+        3,
+        "open 2 0, push_to_all_users 994 113, answer_one 549 437, recall 431 363, resume 190 306, "
+        "open 272 449, push 306 731, push 885 812, resume 805 953, resume 746 68",
+    ),
+    "a session holds what is superseded while it reads": (
+        3,
+        "open 0 2, open 1 2, halts 767 381, resume 0 95, pause 201 325, push 538 22, freeze 587 367, "
+        "push_to_all_users 347 784, pause 607 491",
+    ),
+    "a proof is returned, and the word that its session has left is not": (
+        3,
+        "open 0 2, open 1 2, open 2 1, open 111 699, open 749 624, returns 933 53, push 902 906, "
+        "answer 140 684, works 540 96, resume 0 95, pause 201 325, pause 427 798, leave 247 149",
+    ),
+    "what was proven is rung for together with what was not": (
+        3,
+        "open 466 667, push_to_session 275 273, answer 502 660, resume 595 603, halts 877 363, "
+        "push_to_all_users 605 340, push_to_all_users 510 688, resume 866 833, pause 285 397",
+    ),
+}
+"""Stories, and the number of nodes, after which something was wrong once."""
+
+
+@pytest.mark.parametrize("name", TOLD_BEFORE)
+async def test_what_went_wrong_once_goes_well(name: str) -> None:
+    nodes, text = TOLD_BEFORE[name]
+    steps = [Step(kind, int(n), int(m)) for kind, n, m in map(str.split, text.split(", "))]
+    assert await told(nodes, steps) == []

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from bridge.core.contract.letters import Forwarded, Post, Report, Word, decode_letter, encode_letter
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.inflight.inflight import RESENDS
+from bridge.core.model.ledger import Closed
 from bridge.core.model.pushes import Recall
 from bridge.core.ports.nodes import Letter, Sent
 from tests.support.house import House, Peer
@@ -25,6 +26,12 @@ TTLS: Final = (0, 60, 60)
 PAUSES: Final = (0.005, 0.05, 0.1, 0.2, 0.3, 1.0, 2.0)
 SLEEP_MOST: Final = 2.5
 """Seconds for which a node does nothing, at most: its lease lasts longer."""
+HALT_MOST: Final = 1.5
+"""Seconds for which the database does nothing, at most: less than `OTHERS_FOR`."""
+DEAD_AFTER: Final = 6.0
+"""Seconds after a death in which its sessions are ended in the ledger."""
+AFTER_FOR: Final = 2.5
+"""Seconds in which the other node may not know that a session has closed: a letter that was returned is sent again."""
 SHOWN_MOST: Final = 2 + RESENDS
 """How often one session is shown a push, at most: a ring may have one more sent."""
 KINDS: Final = {
@@ -47,6 +54,9 @@ KINDS: Final = {
     "unsure": 2,
     "works": 6,
     "moves": 2,
+    "dies": 1,
+    "halts": 4,
+    "goes_on": 5,
 }
 """What happens, and how often."""
 
@@ -69,8 +79,9 @@ class Device:
     last: str | None = None
     """What it has read last, in this session or in those before."""
     after: bool = False
-    """A session of its user at that node had closed a moment before it opened: until the other node knows, what that
-    one had may come after newer pushes."""
+    """A session of its user at that node had closed shortly before it opened: until the other node knows, what that one
+    had may come after newer pushes. Or it opened while the answer who has its user was late: what others have proven
+    meanwhile is forwarded all the same."""
     left: float = math.inf
     shown: list[tuple[float, str]] = field(default_factory=list)
     """When its session was sent each push, and which."""
@@ -108,7 +119,19 @@ class Story:
         self.healed = float("inf")
         self.seconds = 0.0
         self.tasks: list[asyncio.Task[object]] = []
+        self.dead: dict[int, float] = {}
+        """When each has died, by monotonic seconds; infinity once its sessions are ended."""
+        self.halted: dict[str, float] = {}
+        """What the database does not do, and since when."""
+        self.looking = asyncio.Event()
+        self.looking.set()
+        made.before = self.before
         made.deliver = self.deliver  # type: ignore[method-assign]
+
+    async def before(self, step: str) -> None:
+        """The town asks before it does this."""
+        if step == "look":
+            await self.looking.wait()
 
     # --- letters ---
 
@@ -169,10 +192,13 @@ class Story:
         self.seconds += seconds
         for n in [n for n, since in self.frozen.items() if self.clock.mono - since > SLEEP_MOST]:
             del self.frozen[n]
+        for what in [w for w, since in self.halted.items() if self.clock.mono - since >= HALT_MOST]:
+            self.go_on(what)
+        self.end_sessions_of_the_dead()
         self.post_waiting()
         second, self.seconds = self.seconds >= 1.0, self.seconds % 1.0
         for n, house in enumerate(self.houses):
-            if n in self.frozen:
+            if n in self.frozen or n in self.dead:
                 continue
             node = self.made.store.nodes["abc"[n]]
             node.seen_at = self.clock.now
@@ -235,21 +261,22 @@ class Story:
     async def open(self, user: str, house: House, last: str | None) -> Device:
         peer = house.connect(user, last=last)
         after = house is not self.houses[0] and any(
-            one.user == user and one.house is house and one.left > self.clock.now - 1.0 for one in self.gone
+            one.user == user and one.house is house and one.left > self.clock.now - AFTER_FOR
+            for one in self.gone
         )
-        device = Device(user, house, peer, last, after)
+        device = Device(user, house, peer, last, after or "look" in self.halted)
         self.devices.append(device)
         await turns(3)
         return device
 
     async def do_open(self, n: int, m: int) -> None:
         house = m % len(self.houses)
-        if house not in self.frozen and len(self.devices) < 7:
+        if self.works(house) and len(self.devices) < 7:
             await self.open(USERS[n % 3], self.houses[house], None)
 
     async def do_resume(self, n: int, m: int) -> None:
         house = m % len(self.houses)
-        if house in self.frozen or not (self.devices or self.gone):
+        if not self.works(house) or not (self.devices or self.gone):
             return
         both = self.gone[-6:] + self.devices
         device = both[n % len(both)]
@@ -267,7 +294,7 @@ class Story:
 
     def device(self, n: int) -> Device | None:
         """One whose node is awake."""
-        awake = [d for d in self.devices if self.houses.index(d.house) not in self.frozen]
+        awake = [d for d in self.devices if self.works(self.houses.index(d.house))]
         return awake[n % len(awake)] if awake else None
 
     async def do_leave(self, n: int, m: int) -> None:
@@ -307,6 +334,57 @@ class Story:
             self.ack(device, list(device.answered)[-1 - m % min(3, len(device.answered))])
             await turns(3)
 
+    async def do_dies(self, n: int, m: int) -> None:
+        """Another node than the taker dies for good."""
+        n = 1 + n % (len(self.houses) - 1)
+        if n in self.dead:
+            return
+        self.frozen.pop(n, None)
+        self.post_waiting()
+        for (_, queue), line in self.late.items():
+            if self.node(queue) == n:
+                line.clear()
+        self.dead[n] = self.clock.mono
+        await self.made.dies("abc"[n])
+        for device in [d for d in self.devices if d.house is self.houses[n]]:
+            self.devices.remove(device)
+            self.gone.append(device)
+            device.left = self.clock.now
+
+    def end_sessions_of_the_dead(self) -> None:
+        """The nodes that live have noticed."""
+        sessions = self.made.sessions
+        for n in [n for n, since in self.dead.items() if self.clock.mono - since > DEAD_AFTER]:
+            self.dead[n] = math.inf
+            for one in sessions.opened.values():
+                if one.node == "abc"[n] and one.session not in sessions.closed:
+                    sessions.closed[one.session] = Closed(
+                        one.session, one.user, one.node, one.opened_at, self.clock.now, None, "node_died"
+                    )
+
+    def works(self, n: int) -> bool:
+        """Whether a node does anything now."""
+        return n not in self.frozen and n not in self.dead
+
+    async def do_halts(self, n: int, m: int) -> None:
+        """The database does not answer one kind of question for a while."""
+        what = ("look", "write", "read")[n % 3]
+        self.halted.setdefault(what, self.clock.mono)
+        self.gate_of(what).clear()
+
+    async def do_goes_on(self, n: int, m: int) -> None:
+        if self.halted:
+            self.go_on(list(self.halted)[n % len(self.halted)])
+        await turns(m % 30)
+
+    def go_on(self, what: str) -> None:
+        del self.halted[what]
+        self.gate_of(what).set()
+
+    def gate_of(self, what: str) -> asyncio.Event:
+        store = self.made.store
+        return {"look": self.looking, "write": store.writing, "read": store.reading}[what]
+
     async def do_stuff(self, n: int, m: int) -> None:
         if (device := self.device(n)) is not None:
             device.peer.socket.stuffed = not device.peer.socket.stuffed
@@ -315,7 +393,7 @@ class Story:
 
     async def do_recall(self, n: int, m: int) -> None:
         house = m % len(self.houses)
-        if self.pushes and house not in self.frozen:
+        if self.pushes and self.works(house):
             name = list(self.pushes)[-1 - n % min(4, len(self.pushes))]
             self.recalled.add(name)
             call = self.houses[house].core.recalls.recall(Recall(push_id=name))
@@ -353,7 +431,7 @@ class Story:
 
     async def do_moves(self, n: int, m: int) -> None:
         n %= len(self.houses)
-        if n not in self.frozen or m % 2:
+        if n not in self.dead and (n not in self.frozen or m % 2):
             await self.made.moves("abc"[n])
             self.houses[n].core.from_nodes.listening()
             self.fates.pop(n, None)
@@ -365,12 +443,15 @@ class Story:
     async def heal(self) -> None:
         self.frozen.clear()
         self.fates.clear()
+        for what in list(self.halted):
+            self.go_on(what)
         self.post_waiting()
         self.healed = self.clock.now
         for device in self.devices:
             device.peer.socket.stuffed = False
             device.peer.client.became_writable()
-        for user, house in zip(USERS, itertools.cycle(self.houses), strict=False):
+        alive = [house for n, house in enumerate(self.houses) if n not in self.dead]
+        for user, house in zip(USERS, itertools.cycle(alive), strict=False):
             await self.open(user, house, None)
         for _ in range(60):
             await self.pass_time(0.25)

@@ -57,6 +57,8 @@ def wrong_row(story: Story, row: Row) -> list[str]:
                 wrong.append(f"{word.name} was reported {ended - at:.3f} s before its end: {what}")
         for device in story.gone + story.devices:
             at = device.answered.get(name) if device.user == user else None
+            if story.houses.index(device.house) in story.dead:
+                continue
             slack = 2.0 if device.house is not story.houses[0] else 0.0
             at = at if at is None or not slack else max(at, story.healed) + slack
             if at is not None and at < ended and not (slack and (story.dropped or row.expires_at is None)):
@@ -119,6 +121,8 @@ def wrong_screens(story: Story) -> list[str]:
 def left_over(story: Story) -> list[str]:
     wrong = []
     for n, house in enumerate(story.houses):
+        if n in story.dead:
+            continue
         core = house.core
         hosting, forwards = core.from_nodes._hosting, core.cluster.forwards
         sizes = {
@@ -133,7 +137,7 @@ def left_over(story: Story) -> list[str]:
             "grown": len(core.cluster.ringing._grown),
             "young": sum(not f.ended for f in house.inflight._deadlines._young),
         }
-        if not (story.lossy or story.dropped):
+        if not (story.lossy or story.dropped or story.dead):
             # Otherwise what nobody reports of any more is remembered, up to a bound.
             sizes |= {
                 "guests": len(hosting._guests),

@@ -102,6 +102,8 @@ class Town:
     everyone_asked: int = 0
     """How often somebody has asked who else is there."""
     letters: list[Letter] = field(default_factory=list)
+    stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
+    """What runs in each house, by its name."""
 
     def deliver(self, letter: Letter) -> Sent:
         letter = self.on_the_way(letter)
@@ -124,6 +126,11 @@ class Town:
         assert isinstance(wire, Wire)
         wire.listen(f"{old}+")
         await self.know_each_other()
+
+    async def dies(self, node: str) -> None:
+        """From now on this house does nothing, and nobody can reach it. Its sessions stay in the ledger."""
+        del self.houses[next(q for q in self.houses if q.startswith(f"push.node.{node}."))]
+        await self.stacks[node].aclose()
 
     async def know_each_other(self) -> None:
         """Every core looks around."""
@@ -166,7 +173,8 @@ async def town(
             cluster = house.core.cluster
             recording = house.core.recording
             assert recording is not None
-            await stack.enter_async_context(
+            made.stacks[name] = await stack.enter_async_context(AsyncExitStack())
+            await made.stacks[name].enter_async_context(
                 house.running(
                     *house.parts,
                     recording,

@@ -43,7 +43,6 @@ class Guest(Offered):
         "_withdrawn",
         "collapse_key",
         "expires_at",
-        "position",
     )
 
     def __init__(
@@ -117,6 +116,9 @@ class Guest(Offered):
         """See `Offered`."""
         self._open -= 1
         if self._open == 0 and self._best < self.confirm:
+            if self._best > Proof.WRITTEN:
+                # Said again: what was said before may come after this one, which is the last word.
+                self._report(Word(self._best - 1), "", self._prover, self._unprovable)
             word = Word.UNSENT if self._best is Proof.NONE else Word.LOST
             unsent = "" if why is None or word is Word.LOST else why.value
             self._report(word, unsent, "", why is Reason.NO_PROOF_POSSIBLE)

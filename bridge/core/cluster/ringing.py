@@ -126,12 +126,15 @@ class Ringing:
                 delivered = self._delivered[:USERS]
                 del self._delivered[: len(delivered)]
                 found = await self._holders([*self._asking, *(user for user, _, _ in delivered)])
-                for user, position in self._asking.items():
-                    self.ring(user, position, found.get(user, ()))
+                rings = [
+                    (position, user, found.get(user, ()), False) for user, position in self._asking.items()
+                ]
                 self._asking = {}
                 for user, position, holders in delivered:
                     new = [boot for boot in found.get(user, ()) if boot not in holders]
-                    self.ring(user, position, new, delivered=True)
+                    rings.append((position, user, new, True))
+                for position, user, boots, proven in sorted(rings, key=_position):
+                    self.ring(user, position, boots, delivered=proven)
 
     async def _holders(self, users: Sequence[str]) -> Mapping[str, Sequence[str]]:
         assert self._directory is not None
@@ -142,3 +145,8 @@ class Ringing:
             except StatementFailed as failed:
                 self._errors.handle(failed, "nodes.holders", {"users": len(users)})
                 await self._clock.sleep(TRY_AGAIN)
+
+
+def _position(ring: tuple[int, str, Sequence[str], bool]) -> int:
+    """Older pushes are shown first."""
+    return ring[0]

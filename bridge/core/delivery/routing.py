@@ -162,6 +162,8 @@ class Router:
 
     def _wait_for_holders(self, asked: Asked) -> None:
         if not asked.offered:
+            # It stays here meanwhile, even if its row is written: a session that reads that gets this flight.
+            asked.flight.looked_for()
             user = asked.flight.key.user
             self._unrouted[user] = self._unrouted.get(user, 0) + 1
         self._asked.append(asked)
@@ -282,12 +284,16 @@ class Router:
 
     def _unoffered(self, flight: Flight, request: PushRequest, boots: Sequence[str], *, waits: bool) -> None:
         """No session here was offered it; these processes were forwarded it. `waits`: its deadlines have begun."""
-        if waits:
-            flight.open -= 1  # see `looked_for`
-        else:
-            flight.taken_mono = self._clock.monotonic()
         resolver = resolver_of(request)
-        if not boots or address(self._hub, request, resolver, flight.key.user).sessions:
+        here = address(self._hub, request, resolver, flight.key.user).sessions
+        if flight.sessions and not here and not boots:
+            # A session that opened meanwhile has read it, and left.
+            flight.found(self._clock.time())
+            return
+        flight.open -= 1  # see `looked_for`
+        if not waits:
+            flight.taken_mono = self._clock.monotonic()
+        if here or not boots:
             self._here(flight, request, resolver, {}, waits=waits)
             return
         self._inflight.limit(flight, flight.taken_mono)

@@ -80,7 +80,6 @@ class Flight(Offered):
         "owner",
         "parked",
         "payload",
-        "position",
         "proof",
         "proven_at",
         "prover",

@@ -64,14 +64,16 @@ class InFlight:
         self,
         *,
         ends: Ends,
+        others: Callable[[], bool],
         clock: Clock,
         park_after: float,
         confirm_timeout: float,
         shares: Shares | None = None,
     ) -> None:
         """`park_after`, `confirm_timeout`: seconds until a push without proof gets its row, and until its time for a
-        proof is over. `shares` counts by tenant."""
+        proof is over. `others`: whether there are other nodes. `shares` counts by tenant."""
         self._ends = ends
+        self._others = others
         self._clock = clock
         self._patience = confirm_timeout
         self._index = Index() if shares is None else CountedIndex(shares)
@@ -136,6 +138,9 @@ class InFlight:
             return
         if effect is Effect.KEPT and flight.came_back:
             self._write_older(flight)  # a reader here has them written by itself
+        elif effect is Effect.ENDED and flight.kept is not None and self._others():
+            # Who resumes elsewhere reads the rows of what was proven, and must not find this one alone.
+            self._write_older(flight)
         self._ends.due(flight)
         if effect is Effect.KEPT and flight.open > 0:
             self.look_later(flight, 0.0)

@@ -15,11 +15,13 @@ class Offered(ABC):
     `now` is wall-clock seconds, read once for a whole batch.
     """
 
-    __slots__ = ("confirm", "key")
+    __slots__ = ("confirm", "key", "position")
 
     key: RowKey
     confirm: Proof
     """The proof that was asked for."""
+    position: int
+    """Its place in the order of all pushes, in microseconds."""
 
     @property
     @abstractmethod

@@ -292,7 +292,7 @@ class Pages:
         # What another node has stored it may have forwarded as well.
         may_have = replay.again or any(row.boot != self._boot for row in page.rows)
         handed = keys_of(session.handed_pushes()) if may_have else set()
-        passed: RowKey | None = None
+        held_from = session.held_from
         for row in page.rows:
             if replay.others:
                 replay.others.pop(row.key, None)
@@ -303,11 +303,13 @@ class Pages:
                 replay.after = row.position
                 continue
             if row.key in waiting:
-                passed, replay.after = row.key, row.position
+                replay.after = row.position
                 continue
-            # What it holds comes before what is newer in the mailbox.
-            room = passed is None or session.release_held(passed)
-            passed = None
+            room = True
+            if held_from is not None and held_from < row.position:
+                # What it holds comes before what is newer in the mailbox.
+                room = session.release_held(row.position)
+                held_from = session.held_from
             if not room or not self._offering.offer(
                 session, row, again=replay.again, handed=handed, gone=gone
             ):

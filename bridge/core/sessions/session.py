@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from bridge.core.inflight.offered import Offered, keys_of
+from bridge.core.inflight.offered import Offered
 from bridge.core.model.outcomes import Proof
-from bridge.core.model.rows import RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Mode
 from bridge.core.ports.plugins import SessionInfo
 from bridge.core.ports.sockets import Frame, Socket
@@ -156,11 +155,16 @@ class Session:
         self.state = next_session_state(self.state, SessionEvent.REPLAY)
         self.replay = replay
 
-    def release_held(self, until: RowKey | None = None) -> bool:
-        """Queue the held frames, or those up to this push, as far as there is room: what is older in the mailbox was
-        offered. False where some of them are left."""
-        places = [n for n, (_, push) in enumerate(self._held, 1) if push is not None and push.key == until]
-        last = len(self._held) if until is None else max(places, default=0)
+    @property
+    def held_from(self) -> int | None:
+        """The lowest position of the pushes that are held."""
+        return min((push.position for _, push in self._held if push is not None), default=None)
+
+    def release_held(self, before: int | None = None) -> bool:
+        """Queue the held frames, or those up to the last push before this position, as far as there is room. False where
+        some of them are left."""
+        places = [n for n, (_, p) in enumerate(self._held, 1) if p and before and p.position < before]
+        last = len(self._held) if before is None else max(places, default=0)
         released = 0
         for frame, push in self._held[:last]:
             if push is not None and not self.offer_kept(frame, push):
@@ -221,8 +225,7 @@ class Session:
         # Any number of frames: they wait for the replay, not for a slow peer.
         if self._held and self._held_bytes + size > self._limits.total_bytes:
             return False
-        self._held.append((frame, push))
-        self._held_bytes += size
+        self.hold(frame, push)
         return True
 
     def hold(self, frame: Frame, push: Offered) -> None:
@@ -373,9 +376,10 @@ class Session:
         return self._empty_queue()
 
     def _empty_queue(self) -> list[Offered]:
-        # A push that waits to be resent was handed over once: `close` returns it as such, when the socket is gone.
-        handed = keys_of(self.handed_pushes())
-        queued = [f for f in self.waiting_pushes() if f.key not in handed]
+        # A push that waits to be resent was handed over once: `close` returns it as such, when the socket is gone. But
+        # one that was read from the mailbox may wait a second time, as another node's, and that node hears of it.
+        handed = {id(f) for f in self.handed_pushes()}
+        queued = [f for f in self.waiting_pushes() if id(f) not in handed]
         self._queue = []
         self._held = []
         self.queued_bytes = self._held_bytes = 0

@@ -1,9 +1,10 @@
-"""A node dies: pushes that are routed while others forget it keep the order of their user."""
+"""Pushes that are routed while the answer who has their user is late, or while a dead node is forgotten."""
 
 from __future__ import annotations
 
 import asyncio
 
+from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.nodes import Sent
 from tests.core.test_nodes import LIMITS, held, ids, online, ticks
 from tests.support.house import kept, to
@@ -49,3 +50,17 @@ async def test_pushes_of_a_user_stay_in_order_when_the_last_other_node_is_forgot
         gate.set()
         await until(lambda: len(ids(here)) == 3)
         assert ids(here) == ["p1", "p2", "p3"]
+
+
+async def test_who_reads_a_push_and_leaves_while_its_holders_are_asked_for_has_it_kept() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, _]):
+        gate = asyncio.Event()
+        made.before = held(gate, "look")
+        await a.push(kept("u1", "p1", 60, confirm="acked"))
+        here = a.connect("u1")
+        await until(lambda: ids(here) == ["p1"])
+        here.leave()
+        gate.set()
+        await a.ends("p1", Outcome.STORED, Reason.CONNECTION_LOST)
+        again = await online(a, "u1")
+        assert ids(again) == ["p1"]
