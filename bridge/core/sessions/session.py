@@ -161,8 +161,8 @@ class Session:
         return min((push.position for _, push in self._held if push is not None), default=None)
 
     def release_held(self, before: int | None = None) -> bool:
-        """Queue the held frames, or those up to the last push before this position, as far as there is room. False where
-        some of them are left."""
+        """Queue the held frames, or those up to the last push before this position. False where there was no room for
+        some."""
         places = [n for n, (_, p) in enumerate(self._held, 1) if p and before and p.position < before]
         last = len(self._held) if before is None else max(places, default=0)
         released = 0
@@ -380,8 +380,7 @@ class Session:
         # one that was read from the mailbox may wait a second time, as another node's, and that node hears of it.
         handed = {id(f) for f in self.handed_pushes()}
         queued = [f for f in self.waiting_pushes() if id(f) not in handed]
-        self._queue = []
-        self._held = []
+        self._queue, self._held = [], []
         self.queued_bytes = self._held_bytes = 0
         self.replay = None
         self.stalled_since = None
