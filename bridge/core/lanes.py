@@ -171,7 +171,7 @@ class Lanes:
 
     def _turns(self, slice_seconds: float) -> Turns:
         bounds = self._bounds.taking._replace(slice_seconds=slice_seconds)
-        return Turns(self._ports.clock, self._dispatcher.flush, bounds)
+        return Turns(self._ports.clock, self.router.flush, bounds)
 
     def _lookups(self) -> Lookups:
         ports = self._ports

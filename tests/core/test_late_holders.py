@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from bridge.core.cluster.lately import USERS_MAX
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.nodes import Sent
 from tests.core.test_nodes import LIMITS, held, ids, online, ticks
@@ -64,3 +65,63 @@ async def test_who_reads_a_push_and_leaves_while_its_holders_are_asked_for_has_i
         await a.ends("p1", Outcome.STORED, Reason.CONNECTION_LOST)
         again = await online(a, "u1")
         assert ids(again) == ["p1"]
+
+
+async def test_a_push_to_a_user_at_another_node_does_not_wait_for_the_answer_who_has_them() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        there = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(there) == ["p1"])
+        gate = asyncio.Event()
+        made.before = held(gate, "look")
+        await a.push(to("u1", "p2"))
+        await until(lambda: ids(there) == ["p1", "p2"])
+        there.answer()
+        await a.ends("p2", Outcome.RECEIVED, Reason.PONG)
+        gate.set()
+        await until(lambda: not a.core.router._unguessed)
+        assert ids(there) == ["p1", "p2"]
+
+
+async def test_who_has_moved_since_the_last_push_gets_the_next_one_there_and_in_order() -> None:
+    async with town("a", "b", "c", limits=LIMITS) as (made, [a, b, c]):
+        before = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(before) == ["p1"])
+        before.leave()
+        now = await online(c, "u1")
+        gate = asyncio.Event()
+        made.before = held(gate, "look")
+        await a.push(to("u1", "p2"))
+        await a.push(to("u1", "p3"))
+        await turns(50)
+        gate.set()
+        await until(lambda: ids(now) == ["p2", "p3"])
+        now.answer()
+        await a.ends("p2", Outcome.RECEIVED, Reason.PONG)
+        await a.ends("p3", Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_nothing_is_guessed_that_would_overtake_an_older_push() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        here, there = await online(a, "u1"), await online(b, "u1")
+        gate = asyncio.Event()
+        made.before = held(gate, "look")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(here) == ["p1"])
+        a.core.cluster.lately.found("u1", ["boot-b"])
+        await a.push(to("u1", "p2"))
+        await turns(50)
+        assert ids(there) == []
+        gate.set()
+        await until(lambda: ids(there) == ["p1", "p2"])
+
+
+async def test_who_was_there_last_is_remembered_of_a_bounded_number_of_users() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, _]):
+        lately = a.core.cluster.lately
+        for n in range(USERS_MAX + 3):
+            lately.found(f"u{n}", ["boot-b", "boot-of-the-dead"])
+        assert [list(lately.guess(user)) for user in ("u2", "u3")] == [[], ["boot-b"]]
+        lately.found("u3", [])
+        assert list(lately.guess("u3")) == []

@@ -136,6 +136,7 @@ async def test_none_is_kept_for_who_is_away_before_the_older_ones_have_their_row
         await until(lambda: late)
         first.leave()
         await until(lambda: made.sessions.closed)
+        a.core.cluster.lately.forget("u1")
         await a.push(kept("u1", "p2", 60))
         await a.ends("p2", Outcome.STORED, Reason.NO_SESSION)
         second = await online(b, "u1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bridge.core.cluster.forwards import Forwards
+from bridge.core.cluster.lately import Lately
 from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.cluster.post import Post
 from bridge.core.cluster.ringing import Ringing
@@ -29,6 +30,7 @@ class Cluster:
         self.metrics = metrics
         self.directory = directory
         self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
+        self.lately = Lately(self.neighbours)
         self.post = Post(post, self.neighbours, metrics, clock, boot)
         self.forwards = Forwards(post=self.post, clock=clock)
         self.ringing = Ringing(

@@ -189,7 +189,9 @@ class Forwards:
         if word is not Word.EXCLUDED:
             flight.unreached(out.boot)  # who opens a session there from now on lacks it
         moved = word is Word.ABSENT and not isinstance(out.request.target, ToSession)
-        if moved and not out.again and not flight.ended:
+        # Who has opened a session elsewhere has read what has a row, or was rung for it.
+        stored = flight.kept is not None and flight.parked
+        if moved and not out.again and not stored and not flight.ended:
             flight.not_there()
             return out
         if word is Word.EXCLUDED:

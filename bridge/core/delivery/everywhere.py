@@ -135,7 +135,7 @@ class Everywhere:
                     self._router.route(flight, taking.request, ABSENT_SUBSCRIBER, {})
             if self._turns.is_due():
                 await self._turns.give()
-        self._router.send_forwards()
+        self._router.flush()
 
     def _flight(self, taking: Taking, user: str, position: int) -> tuple[Flight, bool]:
         """The flight for a user elsewhere, and whether it is new: sessions here may have made it."""

@@ -2,7 +2,8 @@
 
 While other nodes live, the ledger says which of them have sessions of a user. It is asked for many pushes at a time,
 and the answers are acted on in the order in which the pushes were taken. Sessions here get theirs at once, unless an
-older push of the same user waits for such an answer.
+older push of the same user waits for such an answer. So do the nodes that were named last: the answer is waited for to
+learn of further ones.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Asked(NamedTuple):
     """Whether the sessions here have been offered it."""
     again: bool = False
     """It was forwarded to a node that had no session of its user any more."""
+    guessed: Sequence[str] = ()
+    """The processes that it was forwarded to already."""
 
 
 class Router:
@@ -70,6 +73,7 @@ class Router:
         self._grace = grace
         self._neighbours = cluster.neighbours
         self._directory = cluster.directory
+        self._lately = cluster.lately
         self._forwards = cluster.forwards
         self._ringing = cluster.ringing
         self._persistence = persistence
@@ -80,6 +84,8 @@ class Router:
         self._asked: list[Asked] = []
         self._unrouted: dict[str, int] = {}
         """How many pushes of a user wait for their holders and were not offered to anybody yet."""
+        self._unguessed: dict[str, int] = {}
+        """How many pushes of a user wait for their holders and were not forwarded to anybody yet."""
         self._behind: dict[str, list[tuple[Asked, Sequence[str]]]] = {}
         """Pushes, by user, whose holders are known, and that wait for the rows of older ones."""
         self._wake = asyncio.Event()
@@ -158,19 +164,36 @@ class Router:
             # The sessions here may fail before it is known who else has the user.
             flight.looked_for()
             self._here(flight, request, resolver, frames)
-        self._wait_for_holders(Asked(flight, request, offered))
+        guessed = self._guess(flight, request)
+        self._wait_for_holders(Asked(flight, request, offered, guessed=guessed))
+        for boot in guessed:
+            self._forwards.add(flight, request, boot)
+
+    def _guess(self, flight: Flight, request: PushRequest) -> Sequence[str]:
+        """The processes that this push may be forwarded to before it is known who has its user: none, where an older
+        push of the user could come after it there."""
+        user = flight.key.user
+        boots = () if user in self._unguessed else self._lately.guess(user)
+        if not boots or flight.withdrawn or request.excluded or user in self._behind:
+            return ()
+        if self._ringing.due(user) is not None or self._older(flight, boots):
+            return ()
+        return boots
 
     def _wait_for_holders(self, asked: Asked) -> None:
+        user = asked.flight.key.user
         if not asked.offered:
             # It stays here meanwhile, even if its row is written: a session that reads that gets this flight.
             asked.flight.looked_for()
-            user = asked.flight.key.user
             self._unrouted[user] = self._unrouted.get(user, 0) + 1
+        if not asked.guessed:
+            self._unguessed[user] = self._unguessed.get(user, 0) + 1
         self._asked.append(asked)
         self._wake.set()
 
     def again(self, flight: Flight, request: PushRequest) -> None:
         """The node that it was forwarded to has no session of its user any more: ask once more who has."""
+        self._lately.forget(flight.key.user)
         flight.looked_for()
         self._wait_for_holders(Asked(flight, request, offered=True, again=True))
 
@@ -193,8 +216,12 @@ class Router:
                 del self._asked[: len(some)]
                 for one in some:
                     self._found(one, holders.get(one.flight.key.user, ()))
-                self._forwards.flush()
-                self._dispatcher.flush()
+                self.flush()
+
+    def flush(self) -> None:
+        """Send what was forwarded, and hand over what was offered."""
+        self._forwards.flush()
+        self._dispatcher.flush()
 
     def tick(self) -> None:
         """Called about ten times a second: what waits for a process that is behind with its answers is parked."""
@@ -203,7 +230,7 @@ class Router:
             self._inflight.park_those_at(behind)
 
     def forward(self, flight: Flight, request: PushRequest, boots: Sequence[str]) -> None:
-        """Forward a push that is for no session here but those that have it; `forwards.flush` sends it. `boots`: the
+        """Forward a push that is for no session here but those that have it; `flush` sends it. `boots`: the
         processes that have sessions of its user."""
         waits = flight.sessions > 0
         if not flight.withdrawn:
@@ -212,10 +239,6 @@ class Router:
         if not waits and not flight.ended:
             self._inflight.limit(flight, self._clock.monotonic())
             self._wait_for(flight, boots)
-
-    def send_forwards(self) -> None:
-        """Send what `forward` has collected."""
-        self._forwards.flush()
 
     async def _holders(self, users: list[str]) -> dict[str, Sequence[str]]:
         assert self._directory is not None
@@ -231,6 +254,7 @@ class Router:
         has its row first, and is rung for: sessions there read it before they get this one."""
         flight = asked.flight
         user = flight.key.user
+        self._lately.found(user, boots)
         rows = self._behind.get(user)
         if rows is None and boots and not flight.withdrawn and self._older(flight, boots):
             self._inflight.write_unwritten(user, flight.position - 1)
@@ -261,19 +285,21 @@ class Router:
             del waiting[0]
             self._route_to(asked, boots)
         del self._behind[user]
-        self._forwards.flush()
-        self._dispatcher.flush()
+        self.flush()
 
     def _route_to(self, asked: Asked, boots: Sequence[str]) -> None:
-        flight, request, offered, again = asked
-        rung_from = self._ringing.due(flight.key.user)
+        flight, request, offered, again, guessed = asked
+        user = flight.key.user
+        rung_from = self._ringing.due(user)
         if rung_from is not None and rung_from < flight.position:
             self._forwards.flush()
-            self._ringing.ring(flight.key.user, rung_from, boots)
+            self._ringing.ring(user, rung_from, boots)
         if not offered:
-            self._routed(flight.key.user)
+            _less(self._unrouted, user)
+        if not guessed:
+            _less(self._unguessed, user)
         if not flight.withdrawn:
-            has = flight.holders if again else ()
+            has = flight.holders if again else guessed
             for boot in boots:
                 if boot not in has:
                     self._forwards.add(flight, request, boot, again=again)
@@ -286,16 +312,18 @@ class Router:
         """No session here was offered it; these processes were forwarded it. `waits`: its deadlines have begun."""
         resolver = resolver_of(request)
         here = address(self._hub, request, resolver, flight.key.user).sessions
-        if flight.sessions and not here and not boots:
-            # A session that opened meanwhile has read it, and left.
-            flight.found(self._clock.time())
-            return
-        flight.open -= 1  # see `looked_for`
         if not waits:
             flight.taken_mono = self._clock.monotonic()
-        if here or not boots:
-            self._here(flight, request, resolver, {}, waits=waits)
-            return
+        if flight.sessions and not here:
+            # Other nodes have it, or a session that opened meanwhile has read it: if nobody can prove it, it fails now.
+            flight.found(self._clock.time())
+            if flight.ended or flight.open <= 0:
+                return
+        else:
+            flight.open -= 1  # see `looked_for`
+            if here or flight.open <= 0:
+                self._here(flight, request, resolver, {}, waits=waits)
+                return
         self._inflight.limit(flight, flight.taken_mono)
         self._wait_for(flight, boots)
 
@@ -304,9 +332,11 @@ class Router:
         owing = any(self._forwards.owes(boot, self._pong_after) for boot in boots)
         self._wait(flight, parked=owing or (bool(flight.messages) and flight.messages[0].alone))
 
-    def _routed(self, user: str) -> None:
-        left = self._unrouted[user] - 1
-        if left:
-            self._unrouted[user] = left
-        else:
-            del self._unrouted[user]
+
+def _less(counts: dict[str, int], user: str) -> None:
+    """One push of this user less."""
+    left = counts[user] - 1
+    if left:
+        counts[user] = left
+    else:
+        del counts[user]

@@ -39,7 +39,6 @@ class Taker:
         self._worklist = parts.worklist
         self._reader = parts.reader
         self._router = parts.router
-        self._dispatcher = parts.dispatcher
         self._known = parts.known
         self._turns = parts.turns
         self._load = parts.load
@@ -117,7 +116,7 @@ class Taker:
             return len(decoded)
         finally:
             self._requests.forget_sessions()
-            self._dispatcher.flush()
+            self._router.flush()
             self._metrics.taken(messages - len(aside), requests)
         handled = {
             a.token.incarnation
@@ -209,7 +208,7 @@ class Taker:
             self._failed(arrival, message, error)
         self._worklist.release(message)
         if message.done is not None:
-            self._dispatcher.flush()
+            self._router.flush()
             await message.done.wait()
 
     async def _take_in_parts(self, arrival: Arrival, taking: Decoded, message: HeldMessage) -> None:

@@ -207,7 +207,6 @@ class RequestTaker:
         if self.enter(flight, message, rows, roams=resolver.roams) and not flight.ended:
             if boots:
                 self._router.forward(flight, request, boots)
-                self._router.send_forwards()
             else:
                 self._router.route(flight, request, resolver, frames)
         elif request.retain and not taking.came_before:
