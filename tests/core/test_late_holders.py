@@ -122,6 +122,6 @@ async def test_who_was_there_last_is_remembered_of_a_bounded_number_of_users() -
         lately = a.core.cluster.lately
         for n in range(USERS_MAX + 3):
             lately.found(f"u{n}", ["boot-b", "boot-of-the-dead"])
-        assert [list(lately.guess(user)) for user in ("u2", "u3")] == [[], ["boot-b"]]
-        lately.found("u3", [])
-        assert list(lately.guess("u3")) == []
+        assert [lately.guess(user) for user in ("u2", "u3")] == [None, ["boot-b"]]
+        lately.forget("u3")
+        assert lately.guess("u3") is None

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from bridge.core.delivery.routing import LINGER
 from bridge.core.mailbox.others import OTHERS_EVERY
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.nodes import Letter, Sent
@@ -114,6 +115,7 @@ async def test_none_is_kept_before_the_older_ones_have_their_rows() -> None:
         await until(lambda: ids(first) == ["p1"])
         made.fate = lambda letter: Sent.UNREACHABLE
         await a.push(kept("u1", "p2", 60))
+        await ticks(a, seconds=LINGER)
         await a.ends("p2", Outcome.STORED, Reason.NODE_UNREACHABLE)
         made.fate = lambda letter: None
         second = await online(b, "u1")
@@ -162,6 +164,7 @@ async def test_what_is_held_comes_before_what_is_read_after_it() -> None:
         assert ids(peer) == ["p1"], "p2 is held until p1 is proven"
         made.fate = lambda letter: Sent.UNREACHABLE
         await a.push(kept("u1", "p3", 60))
+        await ticks(a, seconds=LINGER)
         await a.ends("p3", Outcome.STORED, Reason.NODE_UNREACHABLE)
         made.fate = lambda letter: None
         await seconds(8, a, b, answering=(peer,))

@@ -179,6 +179,7 @@ async def test_a_node_that_is_behind_with_its_answers_holds_up_nobody() -> None:
         await ticks(a, b, seconds=LIMITS.park_after / 2)
         await a.push(to("u1", "p3"))
         await until(lambda: forwarded(made) == 3)
+        await ticks(a, seconds=LINGER)
         await until(lambda: a.row("p3", "u1").outcome is Outcome.PENDING)
         assert a.core.cluster.forwards.owes("boot-b", LIMITS.park_after)
         # Once it answers, nothing is parked before its time.
@@ -222,6 +223,7 @@ async def test_a_node_that_does_not_say_at_once_what_it_has_holds_up_nobody() ->
         assert a.core.cluster.forwards.owes("boot-b", LIMITS.park_after)
         await until(lambda: a.row("p2", "u1").outcome is Outcome.PENDING)
         await a.push(to("u1", "p3"))
+        await ticks(a, seconds=LINGER)
         await until(lambda: a.row("p3", "u1").outcome is Outcome.PENDING)
         made.fate = lambda letter: None
         await a.push(to("u1", "p4"))
@@ -524,6 +526,7 @@ async def test_who_was_promised_everything_gets_what_was_stored_before_it_was_pr
         made.fate = lambda letter: Sent.UNREACHABLE if made.houses.get(letter.queue) is b else None
         await a.push(kept("u1", "p2", 600))
         await until(lambda: ids(there) == ["p1", "p2"])
+        await ticks(a, c, seconds=LINGER)
         await ticks(a, c, seconds=LIMITS.park_after)
         await a.ends("p2", Outcome.STORED, Reason.AWAITING_PROOF)
         there.answer()

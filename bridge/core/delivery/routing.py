@@ -2,8 +2,8 @@
 
 While other nodes live, the ledger says which of them have sessions of a user. It is asked for many pushes at a time,
 and the answers are acted on in the order in which the pushes were taken. Sessions here get theirs at once, unless an
-older push of the same user waits for such an answer. So do the nodes that were named last: the answer is waited for to
-learn of further ones.
+older push of the same user waits for such an answer. So do the nodes that were named last; then it is only asked to
+learn of further ones, and is asked for several pushes at a time.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from bridge.core.settlement.persistence import Persistence
 
 PUSHES: Final = 1_000
 """Pushes whose holders are asked for in one statement."""
+LINGER: Final = 0.005
+"""Seconds at most for which a push that all have who had its user last waits for others to be asked for with it."""
 TRY_AGAIN: Final = 1.0
 """Seconds until they are asked for again, where the statement fails though the database is there."""
 
@@ -45,8 +47,9 @@ class Asked(NamedTuple):
     """Whether the sessions here have been offered it."""
     again: bool = False
     """It was forwarded to a node that had no session of its user any more."""
-    guessed: Sequence[str] = ()
-    """The processes that it was forwarded to already."""
+    guessed: Sequence[str] | None = None
+    """The processes that it was forwarded to already; None where it was not known who had its user last, or where an
+    older push of the user could have come after it."""
 
 
 class Router:
@@ -89,6 +92,8 @@ class Router:
         self._behind: dict[str, list[tuple[Asked, Sequence[str]]]] = {}
         """Pushes, by user, whose holders are known, and that wait for the rows of older ones."""
         self._wake = asyncio.Event()
+        self._linger = asyncio.Event()
+        """Some wait that are in no hurry."""
 
     def route(
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
@@ -166,18 +171,18 @@ class Router:
             self._here(flight, request, resolver, frames)
         guessed = self._guess(flight, request)
         self._wait_for_holders(Asked(flight, request, offered, guessed=guessed))
-        for boot in guessed:
+        for boot in guessed or ():
             self._forwards.add(flight, request, boot)
 
-    def _guess(self, flight: Flight, request: PushRequest) -> Sequence[str]:
-        """The processes that this push may be forwarded to before it is known who has its user: none, where an older
-        push of the user could come after it there."""
+    def _guess(self, flight: Flight, request: PushRequest) -> Sequence[str] | None:
+        """See `Asked.guessed`."""
         user = flight.key.user
-        boots = () if user in self._unguessed else self._lately.guess(user)
-        if not boots or flight.withdrawn or request.excluded or user in self._behind:
-            return ()
-        if self._ringing.due(user) is not None or self._older(flight, boots):
-            return ()
+        boots = None if user in self._unguessed else self._lately.guess(user)
+        if boots:
+            if flight.withdrawn or request.excluded or user in self._behind:
+                return None
+            if self._ringing.due(user) is not None or self._older(flight, boots):
+                return None
         return boots
 
     def _wait_for_holders(self, asked: Asked) -> None:
@@ -186,10 +191,13 @@ class Router:
             # It stays here meanwhile, even if its row is written: a session that reads that gets this flight.
             asked.flight.looked_for()
             self._unrouted[user] = self._unrouted.get(user, 0) + 1
-        if not asked.guessed:
+        if asked.guessed is None:
             self._unguessed[user] = self._unguessed.get(user, 0) + 1
         self._asked.append(asked)
-        self._wake.set()
+        if asked.guessed is not None and (asked.offered or asked.guessed):
+            self._linger.set()
+        else:
+            self._wake.set()
 
     def again(self, flight: Flight, request: PushRequest) -> None:
         """The node that it was forwarded to has no session of its user any more: ask once more who has."""
@@ -206,17 +214,29 @@ class Router:
 
     async def run(self) -> None:
         """Ask for holders, and act on the answers, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._ask_for_those_that_linger(), name="lingering questions")
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._ask_for_all()
+
+    async def _ask_for_those_that_linger(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._asked:
-                some = self._asked[:PUSHES]
-                self._metrics.holders_asked(len(some))
-                holders = await self._holders(list(dict.fromkeys(one.flight.key.user for one in some)))
-                del self._asked[: len(some)]
-                for one in some:
-                    self._found(one, holders.get(one.flight.key.user, ()))
-                self.flush()
+            await self._linger.wait()
+            await self._clock.sleep(LINGER)
+            self._linger.clear()
+            self._wake.set()
+
+    async def _ask_for_all(self) -> None:
+        while self._asked:
+            some = self._asked[:PUSHES]
+            self._metrics.holders_asked(len(some))
+            holders = await self._holders(list(dict.fromkeys(one.flight.key.user for one in some)))
+            del self._asked[: len(some)]
+            for one in some:
+                self._found(one, holders.get(one.flight.key.user, ()))
+            self.flush()
 
     def flush(self) -> None:
         """Send what was forwarded, and hand over what was offered."""
@@ -254,7 +274,10 @@ class Router:
         has its row first, and is rung for: sessions there read it before they get this one."""
         flight = asked.flight
         user = flight.key.user
-        self._lately.found(user, boots)
+        if boots or asked.offered:
+            self._lately.found(user, boots)
+        else:
+            self._lately.forget(user)  # many users are away
         rows = self._behind.get(user)
         if rows is None and boots and not flight.withdrawn and self._older(flight, boots):
             self._inflight.write_unwritten(user, flight.position - 1)
@@ -296,10 +319,10 @@ class Router:
             self._ringing.ring(user, rung_from, boots)
         if not offered:
             _less(self._unrouted, user)
-        if not guessed:
+        if guessed is None:
             _less(self._unguessed, user)
         if not flight.withdrawn:
-            has = flight.holders if again else guessed
+            has = flight.holders if again else guessed or ()
             for boot in boots:
                 if boot not in has:
                     self._forwards.add(flight, request, boot, again=again)
