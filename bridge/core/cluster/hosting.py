@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.contract.frames import bare_frame, push_frame
 from bridge.core.contract.letters import Forwarded, Report, Word
-from bridge.core.inflight.inflight import InFlight
-from bridge.core.inflight.offered import Offered
+from bridge.core.inflight.inflight import MICRO, InFlight
+from bridge.core.inflight.offered import Offered, keys_of
 from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.outcomes import Proof, Reason
@@ -28,6 +28,8 @@ GUESTS_MAX: Final = 100_000
 """Pushes of others that are remembered for a recall or a repeat; over it the oldest are forgotten."""
 UNHEARD_MAX: Final = 100_000
 """Reports that could not be delivered and are sent again; over it the oldest are dropped."""
+JUST_OPENED: Final = 1.0
+"""Seconds: a session that opened not longer before a push was taken may have opened after it, by another clock."""
 
 
 class Guest(Offered):
@@ -210,6 +212,10 @@ class Hosting:
         if not sessions:
             report(Word.EXCLUDED if here else Word.ABSENT, "", "", False)
             return
+        sessions = [s for s in sessions if not _has_passed(s, key, forwarded.position)]
+        if not sessions:
+            report(Word.UNSENT, "", "", False)
+            return
         self._guests[key] = guest
         if len(self._guests) > GUESTS_MAX:
             del self._guests[next(iter(self._guests))]
@@ -276,6 +282,14 @@ class Hosting:
                 self._report(one)
             elif one.report.word in (Word.RECEIVED, Word.ACKED):
                 self._late(LateProof(one.key, one.at))
+
+
+def _has_passed(session: Session, key: RowKey, position: int) -> bool:
+    """Whether a session that has just opened has read what is newer than this push, and not this one: it was proven by
+    others before the session could read it, and would come after newer ones."""
+    if position >= session.read_to or position / MICRO < session.opened_at - JUST_OPENED:
+        return False
+    return key not in keys_of((*session.waiting_pushes(), *session.handed_pushes()))
 
 
 def _is_named(guest: Guest, recall: Recall) -> bool:

@@ -44,7 +44,7 @@ class Asked(NamedTuple):
     flight: Flight
     request: PushRequest
     offered: bool
-    """Whether the sessions here have been offered it."""
+    """Whether the sessions here, or the nodes that had its user last, have been offered it."""
     again: bool = False
     """It was forwarded to a node that had no session of its user any more."""
     guessed: Sequence[str] | None = None
@@ -164,15 +164,20 @@ class Router:
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
         user = flight.key.user
-        offered = user not in self._unrouted and bool(address(self._hub, request, resolver, user).sessions)
-        if offered:
-            # The sessions here may fail before it is known who else has the user.
-            flight.looked_for()
-            self._here(flight, request, resolver, frames)
+        here = user not in self._unrouted and bool(address(self._hub, request, resolver, user).sessions)
         guessed = self._guess(flight, request)
-        self._wait_for_holders(Asked(flight, request, offered, guessed=guessed))
+        offered = here or bool(guessed)
+        if offered:
+            # Who has it may fail before it is known who else has the user.
+            flight.looked_for()
+        if here:
+            self._here(flight, request, resolver, frames)
         for boot in guessed or ():
             self._forwards.add(flight, request, boot)
+        if guessed and not here:
+            self._inflight.limit(flight, flight.taken_mono)
+            self._wait_for(flight, guessed)
+        self._wait_for_holders(Asked(flight, request, offered, guessed=guessed if offered else None))
 
     def _guess(self, flight: Flight, request: PushRequest) -> Sequence[str] | None:
         """See `Asked.guessed`."""
@@ -194,10 +199,10 @@ class Router:
         if asked.guessed is None:
             self._unguessed[user] = self._unguessed.get(user, 0) + 1
         self._asked.append(asked)
-        if asked.guessed is not None and (asked.offered or asked.guessed):
-            self._linger.set()
-        else:
+        if asked.guessed is None:
             self._wake.set()
+        else:
+            self._linger.set()
 
     def again(self, flight: Flight, request: PushRequest) -> None:
         """The node that it was forwarded to has no session of its user any more: ask once more who has."""
@@ -344,7 +349,7 @@ class Router:
                 return
         else:
             flight.open -= 1  # see `looked_for`
-            if here or flight.open <= 0:
+            if here or not boots:
                 self._here(flight, request, resolver, {}, waits=waits)
                 return
         self._inflight.limit(flight, flight.taken_mono)

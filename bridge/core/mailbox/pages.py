@@ -316,7 +316,7 @@ class Pages:
                 # No room: the rest is read again when there is some.
                 replay.full = True
                 break
-            replay.after = row.position
+            replay.after = session.read_to = row.position
         else:
             replay.after = max(replay.after, page.reached if page.more else replay.after)
             if page.more:

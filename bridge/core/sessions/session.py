@@ -55,6 +55,7 @@ class Session:
         "place",
         "proves",
         "queued_bytes",
+        "read_to",
         "replay",
         "socket",
         "spoken_at",
@@ -97,6 +98,8 @@ class Session:
         """None while it is not REPLAYING."""
         self.next_round = 0.0
         """Monotonic seconds before which nothing is resent to it."""
+        self.read_to = 0
+        """The position of the last push that it was offered from the mailbox."""
         self._limits = limits
         self._queue: list[tuple[Frame, Offered | None]] = []
         self._held: list[tuple[Frame, Offered | None]] = []
@@ -329,8 +332,7 @@ class Session:
         proven = self._unproven[: self._covered]
         del self._unproven[: self._covered]
         self._covered = 0
-        self._ping = None
-        self.owing_since = None
+        self._ping = self.owing_since = None
         if self._unproven:
             self.ping(now)
         return proven
@@ -393,8 +395,6 @@ class Session:
         # A pong removes a push from `_unproven`; if it still waits for its ack, it is unproven all the same.
         unproven = {id(f): f for f in self.handed_pushes()}
         self._unproven = []
-        self._acks = None
+        self._acks = self._ping = self.owing_since = None
         self._covered = 0
-        self._ping = None
-        self.owing_since = None
         return queued, list(unproven.values())
