@@ -2,11 +2,11 @@
 
 Each node is three loops, as in the bridge: one asks for the holders of all pushes that have come meanwhile, one sends a
 letter to each node for which something waits, one writes the rows that are due. How many a statement or a letter takes
-at most, who takes which partition, and how long the writer lingers are the bridge's own constants and functions. How
-long a statement and a letter take is given; that the nodes have the CPU for all of it is taken for granted, and checked
-by whoever reads the result.
+at most, who takes which partition, and how long questions and the writer linger are the bridge's own constants and
+functions. How long a statement and a letter take is given; that the nodes have the CPU for all of it is taken for
+granted, and checked by whoever reads the result.
 
-Every push is for one user who is there, without a ttl, with proof `received`.
+Every push is for one user who is there, and was when somebody asked last; without a ttl, with proof `received`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from bridge.core.bounds import Bounds
 from bridge.core.cluster.post import ITEMS
 from bridge.core.cluster.sharing import Plan, plan_of
-from bridge.core.delivery.routing import PUSHES
+from bridge.core.delivery.routing import LINGER, PUSHES
 from bridge.core.sessions.departures import Pace, waits
 
 BOUNDS: Final = Bounds().settlement
@@ -139,8 +139,19 @@ class Simulation:
             self._hand(push, push.taker)
             self._in(self._delays.pong, lambda: self._is_due(push))
         if self._nodes > 1:
-            self._unasked[push.taker].append(push)
-            self._ask(push.taker)
+            self._forward(push)
+            waiting = self._unasked[push.taker]
+            waiting.append(push)
+            if len(waiting) == 1:
+                self._in(LINGER, lambda: self._ask(push.taker))
+
+    def _forward(self, push: Push) -> None:
+        """To all who probably have its user: nobody waits until it is known."""
+        for holder in set(push.holders) - {push.taker}:
+            self.counted.forwards += 1
+            self.counted.work[push.taker].forwards += 1
+            self.counted.work[holder].forwards += 1
+            self._tell(push.taker, holder, _Item(push, None))
 
     def _hand(self, push: Push, node: int) -> None:
         frames = push.holders.count(node)
@@ -160,12 +171,6 @@ class Simulation:
         self._asking[node] = False
         self.counted.look_ups += 1
         self.counted.asked += len(some)
-        for push in some:
-            for holder in set(push.holders) - {node}:
-                self.counted.forwards += 1
-                self.counted.work[node].forwards += 1
-                self.counted.work[holder].forwards += 1
-                self._tell(node, holder, _Item(push, None))
         self._ask(node)
 
     # --- letters ---
