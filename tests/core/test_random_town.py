@@ -90,6 +90,10 @@ TOLD_BEFORE: Final = {
         "open 0 2, open 1 2, open 2 1, open 111 699, open 749 624, returns 933 53, push 902 906, "
         "answer 140 684, works 540 96, resume 0 95, pause 201 325, pause 427 798, leave 247 149",
     ),
+    "what comes late is for who was there before": (
+        3,
+        "open 492 276, push_to_all_users 36 309, open 741 614, push 134 999, push 619 366",
+    ),
     "who opens while others are asked for gets what is newer first": (
         2,
         "open 1 2, push 504 25, push 813 874, push 379 247, open 946 962",

@@ -15,6 +15,7 @@ from bridge.core.inflight.inflight import RESENDS
 from bridge.core.model.ledger import Closed
 from bridge.core.model.pushes import Recall
 from bridge.core.ports.nodes import Letter, Sent
+from bridge.core.sessions.states import SessionState
 from tests.support.house import House, Peer
 from tests.support.town import Town
 from tests.support.waiting import turns
@@ -101,6 +102,10 @@ class Story:
         self.gone: list[Device] = []
         self.pushes: dict[str, dict[str, object]] = {}
         self.users: dict[str, tuple[str, ...]] = {}
+        self.there: dict[str, list[Device]] = {}
+        """The devices that were live, and in the ledger, when each push was taken."""
+        self.stayed: list[Device] = []
+        """Those that are there at the end."""
         self.tokens: list[object] = []
         self.frozen: dict[int, float] = {}
         self.fates: dict[int, str] = {}
@@ -241,9 +246,14 @@ class Story:
             if m % 7 == 0:
                 body["collapse_key"] = "k"
         self.pushes[name], self.users[name] = body, users
+        self.there[name] = [d for d in self.devices if d.user in users and self.is_live(d)]
         body = dict(body)
         arrived = await self.houses[0].push(body, reply_to="answers", correlation_id=name)
         self.tokens.append(arrived.token)
+
+    def is_live(self, device: Device) -> bool:
+        session = device.peer.client.session
+        return session.state is SessionState.LIVE and session.id in self.made.sessions.opened
 
     async def do_push(self, n: int, m: int) -> None:
         user = USERS[m % 3]
@@ -464,6 +474,7 @@ class Story:
                         device.acked[name] = times
                         self.ack(device, name)
         await turns(50)
+        self.stayed = list(self.devices)
         self.unended = [key for key, row in self.made.store.rows.items() if not row.final]
         for device in list(self.devices):
             self.leave(device)

@@ -16,6 +16,7 @@ def wrong_of(story: Story) -> list[str]:
         *wrong_rows(story),
         *wrong_answers(story),
         *wrong_screens(story),
+        *missed(story),
         *left_over(story),
     ]
 
@@ -115,6 +116,24 @@ def wrong_screens(story: Story) -> list[str]:
                 wrong.append(f"{session} of {device.user} was shown {name} after {of}")
             if row.position > highest:
                 highest, of = row.position, name
+    return wrong
+
+
+def missed(story: Story) -> list[str]:
+    """Who was there when a push was taken, and stayed, has been shown it."""
+    if story.lossy or story.dropped:
+        return []
+    wrong = []
+    for name, devices in story.there.items():
+        push = story.pushes[name]
+        if name in story.recalled or "collapse_key" in push or "session" in str(push["to"]):
+            continue
+        for device in devices:
+            row = story.made.store.rows.get(RowKey("", name, device.user))
+            if device not in story.stayed or row is None or row.outcome not in DELIVERED:
+                continue
+            if name not in [shown for _, shown in device.shown]:
+                wrong.append(f"{device.peer.session_id} of {device.user} has missed {name}")
     return wrong
 
 

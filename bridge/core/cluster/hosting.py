@@ -287,7 +287,7 @@ class Hosting:
 def _has_passed(session: Session, key: RowKey, position: int) -> bool:
     """Whether a session that has just opened has read what is newer than this push, and not this one: it was proven by
     others before the session could read it, and would come after newer ones."""
-    if position >= session.read_to or position / MICRO < session.opened_at - JUST_OPENED:
+    if position >= session.read_to or session.opened_at < position / MICRO - JUST_OPENED:
         return False
     return key not in keys_of((*session.waiting_pushes(), *session.handed_pushes()))
 
