@@ -65,9 +65,8 @@ class Core:
         writes, on = self._persistence("schedule"), (ports.schedule, ports.releases)
         self.scheduling = Scheduling(*on, self.worklist, writes, gate, errors, clock, boot, self.bounds)
         self._make_mailbox(limits, boot)
-        self.cluster = Cluster(
-            ports.directory, ports.post, metrics, self._persistence("rings"), clock, errors, boot
-        )
+        rings = self._persistence("rings")
+        self.cluster = Cluster(ports.directory, ports.post, metrics, rings, self._routed, clock, errors, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
         self._make_revoking(limits.token_seconds)
@@ -250,6 +249,9 @@ class Core:
             on_first_ack=self._first_acked,
             on_written=self._written,
         )
+
+    async def _routed(self) -> None:
+        await self.router.caught_up()
 
     def _written(self, user: str) -> None:
         self.pages.row_written(user)

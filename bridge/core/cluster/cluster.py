@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from bridge.core.cluster.forwards import Forwards
 from bridge.core.cluster.lately import Lately
 from bridge.core.cluster.neighbours import Neighbours
@@ -22,11 +24,12 @@ class Cluster:
         post: NodePost | None,
         metrics: Metrics,
         rings: Persistence,
+        routed: Callable[[], Awaitable[None]],
         clock: Clock,
         errors: ErrorHandler,
         boot: str,
     ) -> None:
-        """`rings`: by which it is asked whom to ring."""
+        """`rings`: by which it is asked whom to ring. For `routed` see `Ringing`."""
         self.metrics = metrics
         self.directory = directory
         self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
@@ -36,6 +39,7 @@ class Cluster:
         self.ringing = Ringing(
             directory,
             persistence=rings,
+            routed=routed,
             neighbours=self.neighbours,
             post=self.post,
             errors=errors,

@@ -7,7 +7,7 @@ either it finds the row, or this look finds the session.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -37,12 +37,15 @@ class Ringing:
         directory: Directory | None,
         *,
         persistence: Persistence,
+        routed: Callable[[], Awaitable[None]],
         neighbours: Neighbours,
         post: Post,
         errors: ErrorHandler,
         clock: Clock,
     ) -> None:
+        """`routed`: returns when the pushes that were taken until now are on their way to other nodes."""
         self._directory = directory
+        self._routed = routed
         self._persistence = persistence
         self._neighbours = neighbours
         self._post = post
@@ -126,6 +129,8 @@ class Ringing:
                 delivered = self._delivered[:USERS]
                 del self._delivered[: len(delivered)]
                 found = await self._holders([*self._asking, *(user for user, _, _ in delivered)])
+                # Who is rung reads what is stored, and must have been sent what was taken before.
+                await self._routed()
                 rings = [
                     (position, user, found.get(user, ()), False) for user, position in self._asking.items()
                 ]

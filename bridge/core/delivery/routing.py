@@ -85,6 +85,10 @@ class Router:
         self._clock = clock
         self._pong_after = pong_after
         self._asked: list[Asked] = []
+        self._came = self._answered = 0
+        """How many were ever asked for, and have their answer."""
+        self._progress = asyncio.Event()
+        """Some more have theirs."""
         self._unrouted: dict[str, int] = {}
         """How many pushes of a user wait for their holders and were not offered to anybody yet."""
         self._unguessed: dict[str, int] = {}
@@ -199,6 +203,7 @@ class Router:
         if asked.guessed is None:
             self._unguessed[user] = self._unguessed.get(user, 0) + 1
         self._asked.append(asked)
+        self._came += 1
         if asked.guessed is None:
             self._wake.set()
         else:
@@ -242,6 +247,16 @@ class Router:
             for one in some:
                 self._found(one, holders.get(one.flight.key.user, ()))
             self.flush()
+            self._answered += len(some)
+            self._progress.set()
+
+    async def caught_up(self) -> None:
+        """Return when what was asked for by now has its answer, and is forwarded or waits for rows of older pushes."""
+        last = self._came
+        while self._answered < last:
+            self._progress.clear()
+            self._wake.set()
+            await self._progress.wait()
 
     def flush(self) -> None:
         """Send what was forwarded, and hand over what was offered."""
