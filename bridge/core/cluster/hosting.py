@@ -286,8 +286,8 @@ class Hosting:
 
 
 def _has_passed(session: Session, key: RowKey, position: int) -> bool:
-    """Whether a session that has just opened has read what is newer than this kept push, and not this one: others proved
-    it before the session could read it, and it would come after newer ones."""
+    """Whether a session that has just opened has read what is newer than this kept push, and not this one: others
+    proved it before the session could read it, and it would come after newer ones."""
     if position >= session.read_to or session.opened_at < position / MICRO - JUST_OPENED:
         return False
     return key not in keys_of((*session.waiting_pushes(), *session.handed_pushes()))
