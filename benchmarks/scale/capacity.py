@@ -165,7 +165,7 @@ def _messages(one: Found) -> Iterator[Line]:
     messages = 3 * rate(counted.rows) + 2 * rate(counted.letters)
     yield Line("messages/s through the broker", f"{messages:,.0f}")
     yield Line(
-        "wait for a look-up, and for a letter",
+        "wait for a letter",
         f"{one.wait * 1e3:,.1f} ms" + ("" if one.enough else ", too little CPU"),
     )
 

@@ -90,6 +90,12 @@ TOLD_BEFORE: Final = {
         "open 0 2, open 1 2, open 2 1, open 111 699, open 749 624, returns 933 53, push 902 906, "
         "answer 140 684, works 540 96, resume 0 95, pause 201 325, pause 427 798, leave 247 149",
     ),
+    "a client that reads slowly gets what another node has ended": (
+        3,
+        "open 0 2, open 1 2, open 2 0, resume 660 80, open 287 519, open 769 252, open 171 227, leave 603 942, "
+        "open 497 721, leave 468 696, open 511 764, open 121 341, dies 968 250, leave 824 916, leave 956 104, "
+        "stuff 480 323, push 556 971, push 611 350, resume 133 848, answer_one 159 952, pause 965 248",
+    ),
     "what comes late is for who was there before": (
         3,
         "open 492 276, push_to_all_users 36 309, open 741 614, push 134 999, push 619 366",

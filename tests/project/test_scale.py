@@ -123,7 +123,7 @@ def test_nodes_that_have_too_little_cpu_send_larger_letters_later(monkeypatch: p
     impossible = found(WANTED._replace(rate=20_000, partitions=1))
     assert not impossible.enough
     assert max(impossible.node_cores) > 0.7
-    assert "too little CPU" in dict(lines(impossible))["wait for a look-up, and for a letter"]
+    assert "too little CPU" in dict(lines(impossible))["wait for a letter"]
 
 
 def test_a_table_has_a_column_for_each_number_of_nodes_and_partitions(

@@ -427,7 +427,7 @@ class Story:
         self.fates[to] = "returns"
         for (_, queue), line in self.late.items():
             if self.node(queue) == to and line:
-                self.dropped = True  # the queue is no more
+                self.dropped = self.lossy = True  # the queue is no more
                 line.clear()
 
     async def do_loses(self, n: int, m: int) -> None:

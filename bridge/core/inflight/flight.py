@@ -174,7 +174,7 @@ class Flight(Offered):
         """See `Offered`."""
         outcome = self.outcome
         return outcome is not None and (
-            self.proof is Proof.NONE
+            (self.proof is Proof.NONE and outcome not in DELIVERED)
             or outcome in _WITHDRAWN
             or (self.first_device and outcome is Outcome.ACKED)
         )
