@@ -308,13 +308,15 @@ class Router:
             # Also where nobody has the user any more: those that wait come first.
             rows.append((asked, boots))
 
-    def _older(self, flight: Flight, boots: Sequence[str]) -> list[Flight]:
-        """The user's older kept pushes without a row that not all of these processes were forwarded."""
-        return [
-            older
-            for older in self._inflight.unwritten(flight.key.user)
-            if older.position < flight.position and not older.ended and not set(boots) <= set(older.holders)
-        ]
+    def _older(self, flight: Flight, boots: Sequence[str]) -> bool:
+        """Whether the user has an older kept push without a row that not all of these processes were forwarded."""
+        wanted = tuple(boots)
+        for older in self._inflight.unwritten(flight.key.user):
+            if older.holders == wanted or older.position >= flight.position or older.ended:
+                continue
+            if not set(wanted) <= set(older.holders):
+                return True
+        return False
 
     def row_written(self, user: str) -> None:
         """A row of this user was committed: what waited for it may go on."""
