@@ -20,18 +20,19 @@ class Cost(NamedTuple):
 
 
 # `python -m benchmarks.scale --measure`, medians of three turns.
-NODES: Final = Cost(63, 37, 359, 2048)
-BROKER: Final = Cost(54, 0, 163, 1998)
-POSTGRES: Final = Cost(18, 3, 44, 771)
-WAL_BYTES: Final = 582
+NODES: Final = Cost(63, 64, 312, 2455)
+BROKER: Final = Cost(55, 2, 215, 1831)
+POSTGRES: Final = Cost(20, 2, 46, 925)
+WAL_BYTES: Final = 589
 """Of a push,"""
-LOG_BYTES: Final = 370
+LOG_BYTES: Final = 382
 """and of its row with the indexes, without a ttl, reply_to or meta."""
 LOOK_UP: Final = 0.002
 LETTER: Final = 0.002
 WRITE: Final = 0.0033
 """Seconds that these take where nobody has to wait for a core. `python -m benchmarks.nodes`: a user at another node
-gets a push 4 ms later, for a look-up and a letter. `python -m benchmarks.handshakes`: a commit takes 3.3 ms."""
+gets a push 1.4 to 1.6 ms later, for a letter; a look-up is a statement. `python -m benchmarks.handshakes`: a commit
+takes 3.3 ms."""
 
 # `python -m benchmarks --only growth --curve devices`
 FRAME: Final = 20.0
