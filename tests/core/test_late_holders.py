@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from bridge.core.cluster.lately import USERS_MAX
+from bridge.core.inflight.inflight import LOOKED_THROUGH, InFlight
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.nodes import Sent
 from tests.core.test_nodes import LIMITS, held, ids, online, ticks
@@ -115,6 +118,23 @@ async def test_nothing_is_guessed_that_would_overtake_an_older_push() -> None:
         assert ids(there) == []
         gate.set()
         await until(lambda: ids(there) == ["p1", "p2"])
+
+
+async def test_one_pong_for_many_kept_pushes_does_not_look_through_all_of_them_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, _]):
+        here = await online(a, "u1")
+        made.store.writing.clear()
+        many = 3 * LOOKED_THROUGH
+        for n in range(many):
+            await a.push(kept("u1", f"p{n}", 60))
+        await until(lambda: len(here.pushes) == many)
+        looked: list[str] = []
+        monkeypatch.setattr(InFlight, "write_unwritten", lambda _, user, __: looked.append(user))
+        while here.unanswered:
+            here.answer()
+        assert not looked
 
 
 async def test_who_was_there_last_is_remembered_of_a_bounded_number_of_users() -> None:

@@ -131,6 +131,10 @@ class Index:
         of_user = self._unwritten.get(user)
         return list(of_user.values()) if of_user else ()
 
+    def unwritten_count(self, user: str) -> int:
+        """How many those are."""
+        return len(self._unwritten.get(user, ()))
+
     def roaming(self, push: PushKey) -> dict[str, Flight]:
         """The flights of a push whose users came from the hub, by user."""
         return self._roaming.get(push, {})
