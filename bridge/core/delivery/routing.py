@@ -33,7 +33,8 @@ from bridge.core.settlement.persistence import Persistence
 PUSHES: Final = 1_000
 """Pushes whose holders are asked for in one statement."""
 LINGER: Final = 0.005
-"""Seconds at most for which a push that all have who had its user last waits for others to be asked for with it."""
+"""Seconds at most for which the question who else has a user waits for more such questions: nobody waits for the
+answer."""
 TRY_AGAIN: Final = 1.0
 """Seconds until they are asked for again, where the statement fails though the database is there."""
 
