@@ -142,7 +142,7 @@ class Drain:
                 # Another node, or the next start of this one, ends them.
                 core.ports.errors.handle(down, "ledger.note", {"waiting": len(core.ledger)})
             await core.announcing.flush()
-        while core.cluster.post.waiting:
+        while core.cluster.post.busy:
             await self._node.clock.sleep(self._limits.settling_look)
 
     async def _unless_hurried(self, work: Coroutine[Any, Any, None], seconds: float) -> None:

@@ -397,12 +397,19 @@ async def node_link(
         yield link, heard
 
 
+async def sent(link: NodeLink, letter: Letter) -> Sent:
+    """Send a letter; returns what became of it."""
+    told = asyncio.get_running_loop().create_future()
+    link.send([letter], lambda place, end: told.set_result(end))
+    return Sent(await told)
+
+
 @pytest.mark.parametrize("version", RULES)
 async def test_a_node_is_reached_on_a_queue_of_its_own(version: str) -> None:
     async with ScriptedBroker(version).serving() as broker, node_link(broker, "n1") as (link, heard):
         await until(lambda: heard.queues == 1)
         await until(lambda: broker.queues[link.queue].consumers)
-        assert await link.send([Letter(link.queue, b"hello")]) == [Sent.DELIVERED]
+        assert await sent(link, Letter(link.queue, b"hello")) is Sent.DELIVERED
         await until(lambda: heard.letters == [b"hello"])
 
 
@@ -420,7 +427,7 @@ async def test_a_node_that_is_not_heard_any_more_listens_on_a_new_queue(how: str
             broker.close_channels(first, 406, "PRECONDITION_FAILED - for a reason")
         await until(lambda: link.queue not in ("", first))
         assert heard.queues == 2
-        assert await link.send([Letter(link.queue, b"hello")]) == [Sent.DELIVERED]
+        assert await sent(link, Letter(link.queue, b"hello")) is Sent.DELIVERED
         await until(lambda: heard.letters == [b"hello"])
     [(error, _)] = errors.seen
     assert ("cancelled the consumer" if how == "cancelled" else "for a reason") in str(error)

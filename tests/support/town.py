@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ class Wire:
     def __init__(self, town: Town, queue: str) -> None:
         self._town = town
         self._queue = queue
+        self._line: deque[tuple[Sequence[Letter], Callable[[int, Sent], None]]] = deque()
+        self._sending: asyncio.Task[None] | None = None
 
     @property
     def queue(self) -> str:
@@ -35,9 +39,17 @@ class Wire:
         """Listen on another queue from now on."""
         self._queue = queue
 
-    async def send(self, letters: Sequence[Letter]) -> Sequence[Sent]:
-        await self._town.before("send")
-        return [self._town.deliver(letter) for letter in letters]
+    def send(self, letters: Sequence[Letter], told: Callable[[int, Sent], None]) -> None:
+        self._line.append((letters, told))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send(), name="letters of the town")
+
+    async def _send(self) -> None:
+        while self._line:
+            await self._town.before("send")
+            letters, told = self._line.popleft()
+            for place, letter in enumerate(letters):
+                told(place, self._town.deliver(letter))
 
 
 class Asked(MemoryDirectory):

@@ -11,9 +11,10 @@ default exchange can write letters.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -38,7 +39,7 @@ NODE_QUEUE: Final = "push.node"
 """What the names of the queues begin with."""
 STRANGER: Final = "messages in %s are thrown away: their user_id is not %s, as which all nodes log in"
 WRITE_TIMEOUT: Final = 2.0
-"""Seconds to wait for the confirms of one write."""
+"""Seconds to wait for the confirms of one write; a letter may arrive all the same after that."""
 QUEUE_BYTES: Final = 64 * 1024 * 1024
 """Bytes of letters that may wait for a node; over it the broker takes no more."""
 
@@ -144,13 +145,19 @@ class NodeLink:
         if self._listener is not None:
             self._listener.came(letter.body)
 
-    async def send(self, letters: Sequence[Letter]) -> Sequence[Sent]:
+    def send(self, letters: Sequence[Letter], told: Callable[[int, Sent], None]) -> None:
         """See the port."""
         outbox = self._outbox
         if outbox is None or self._link.state is not LinkState.OPEN:
-            return [Sent.UNREACHABLE] * len(letters)
-        failures = await outbox.publish([self._message(letter) for letter in letters], WRITE_TIMEOUT)
-        return [_sent(failures, place) for place in range(len(letters))]
+            for place in range(len(letters)):
+                told(place, Sent.UNREACHABLE)
+            return
+        messages = [self._message(letter) for letter in letters]
+        under_way = _UnderWay(outbox, messages, told)
+        if outbox.post(messages, under_way.ended):
+            under_way.wait()
+        else:
+            under_way.give_up()
 
     def _message(self, letter: Letter) -> Message:
         number = f"{self._boot}-{next(self._numbers)}"
@@ -158,8 +165,39 @@ class NodeLink:
         return Message("", encoding.octets(letter.queue), properties, letter.body, number)
 
 
-def _sent(failures: Mapping[int, Failure], place: int) -> Sent:
-    failure = failures.get(place)
+class _UnderWay:
+    """Letters of one write whose end is awaited."""
+
+    __slots__ = ("_open", "_outbox", "_timer", "_told")
+
+    def __init__(
+        self, outbox: Outbox, messages: Sequence[Message], told: Callable[[int, Sent], None]
+    ) -> None:
+        self._outbox = outbox
+        self._open = {place: message.mandatory_id for place, message in enumerate(messages)}
+        self._told = told
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait(self) -> None:
+        """Wait for confirms, but not too long."""
+        self._timer = asyncio.get_running_loop().call_later(WRITE_TIMEOUT, self.give_up)
+
+    def ended(self, place: int, failure: Failure | None) -> None:
+        """What became of the letter at this place is known."""
+        del self._open[place]
+        if not self._open and self._timer is not None:
+            self._timer.cancel()
+        self._told(place, _sent(failure))
+
+    def give_up(self) -> None:
+        """Nobody knows what became of the rest."""
+        left, self._open = self._open, {}
+        for place, number in left.items():
+            self._outbox.forget(number)
+            self._told(place, Sent.UNSURE)
+
+
+def _sent(failure: Failure | None) -> Sent:
     if failure is None:
         return Sent.DELIVERED
     return Sent.UNREACHABLE if failure.returned or failure.nacked else Sent.UNSURE

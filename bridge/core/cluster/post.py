@@ -1,7 +1,8 @@
 """Send items to other nodes: one letter for all that waits for a node, in the order in which it came.
 
-While a letter is on its way, items collect for the next one. What is in no hurry waits a moment for something that is.
-Reports are kept until their reader says that it has read them: a queue ends with its connection, and what is in it too.
+While many items are on their way, others collect for the next letter. What is in no hurry waits a moment for something
+that is. Reports are kept until their reader says that it has read them: a queue ends with its connection, and what is
+in it too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.neighbours import Neighbours
@@ -21,6 +23,9 @@ ITEMS: Final = 500
 """Items in one letter,"""
 BYTES: Final = 1024 * 1024
 """and bytes of their data; a single push may have more."""
+UNDER_WAY: Final = 10
+"""Items for one process that may be under way before others wait for the confirm of their letters. A single push waits
+for no other, and many go together."""
 LINGER: Final = 0.005
 """Seconds at most for which an item that is in no hurry waits for others."""
 UNREAD_MAX: Final = 200
@@ -49,7 +54,7 @@ class _Sealed(NamedTuple):
 class _Peer:
     """What another process was sent, and what came from it."""
 
-    __slots__ = ("had", "number", "read", "said", "says", "unread")
+    __slots__ = ("had", "number", "read", "said", "says", "under_way", "unread")
 
     def __init__(self) -> None:
         self.had = 0
@@ -62,6 +67,8 @@ class _Peer:
         """and up to which it was told so."""
         self.says = False
         """Whether it has ever said what it has read."""
+        self.under_way = 0
+        """Items in letters that are not confirmed."""
         self.unread: deque[_Sealed] = deque(maxlen=UNREAD_MAX)
         """Letters with reports that it has not said to have read."""
 
@@ -69,6 +76,7 @@ class _Peer:
 class _Under(NamedTuple):
     """A letter that is under way."""
 
+    boot: str
     peer: _Peer
     number: int
     items: Sequence[_Waiting]
@@ -87,6 +95,10 @@ class Post:
         self._boot = boot
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._peers: dict[str, _Peer] = {}
+        self._letters = 0
+        """Letters that are under way."""
+        self._failed: list[tuple[_Under, Sent]] = []
+        """Those of them that are not any more, and were not delivered."""
         self._wake = asyncio.Event()
         self._linger = asyncio.Event()
         """Something waits that is in no hurry."""
@@ -148,6 +160,11 @@ class Post:
         """Items that are not sent yet."""
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is not sent yet, or not confirmed."""
+        return bool(self._waiting or self._letters or self._failed)
+
     async def run(self) -> None:
         """Send as items come, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -155,8 +172,9 @@ class Post:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._waiting:
-                    await self._send()
+                self._tell_those_that_failed()
+                while self._send():
+                    pass
 
     async def _send_those_that_linger(self) -> None:
         while True:
@@ -165,11 +183,15 @@ class Post:
             await self._clock.sleep(LINGER)
             self._wake.set()
 
-    async def _send(self) -> None:
+    def _send(self) -> bool:
+        """Send a letter to each process that may have one. Returns whether any was sent."""
         letters: list[Letter] = []
         now = self._clock.monotonic()
         inside: list[_Under] = []
         for boot in list(self._waiting):
+            peer = self._peer(boot)
+            if peer.under_way >= UNDER_WAY:
+                continue
             line = self._waiting[boot]
             some = _some(line)
             if not line:
@@ -178,7 +200,6 @@ class Post:
             if not queue:
                 _tell(some, Sent.UNREACHABLE)
                 continue
-            peer = self._peer(boot)
             reports = [one for one in some if isinstance(one.item, Report)]
             if reports:
                 peer.number += 1
@@ -192,14 +213,31 @@ class Post:
                 peer.read,
             )
             letters.append(Letter(queue, body))
-            inside.append(_Under(peer, peer.number if reports else 0, some))
+            inside.append(_Under(boot, peer, peer.number if reports else 0, some))
+            peer.under_way += len(some)
             self._metrics.letter(len(some))
         if not letters or self._mail is None:
-            return
-        for (peer, number, told), sent in zip(inside, await self._mail.send(letters), strict=True):
-            if sent is not Sent.DELIVERED:
-                peer.unread = deque((one for one in peer.unread if one.number != number), UNREAD_MAX)
-                _tell(told, sent)
+            return False
+        self._letters += len(letters)
+        self._mail.send(letters, partial(self._sent, inside))
+        return True
+
+    def _sent(self, inside: Sequence[_Under], place: int, sent: Sent) -> None:
+        """What became of the letter at this place. Called from the adapter, so what follows from it is done later."""
+        under = inside[place]
+        self._letters -= 1
+        under.peer.under_way -= len(under.items)
+        if sent is not Sent.DELIVERED:
+            self._failed.append((under, sent))
+            self._wake.set()
+        elif under.boot in self._waiting:
+            self._wake.set()
+
+    def _tell_those_that_failed(self) -> None:
+        failed, self._failed = self._failed, []
+        for (_, peer, number, items), sent in failed:
+            peer.unread = deque((one for one in peer.unread if one.number != number), UNREAD_MAX)
+            _tell(items, sent)
 
 
 def _some(line: deque[_Waiting]) -> list[_Waiting]:

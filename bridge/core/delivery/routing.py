@@ -32,7 +32,7 @@ from bridge.core.settlement.persistence import Persistence
 
 PUSHES: Final = 1_000
 """Pushes whose holders are asked for in one statement."""
-LINGER: Final = 0.005
+LINGER: Final = 0.02
 """Seconds at most for which the question who else has a user waits for more such questions: nobody waits for the
 answer."""
 TRY_AGAIN: Final = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from bridge.core.model.nodes import Around
@@ -77,8 +77,9 @@ class NodePost(Protocol):
         """The queue on which this process listens; empty while it has none."""
         ...
 
-    async def send(self, letters: Sequence[Letter]) -> Sequence[Sent]:
-        """Publish these in order; returns what became of each within a few seconds. Never raises."""
+    def send(self, letters: Sequence[Letter], told: Callable[[int, Sent], None]) -> None:
+        """Publish these in order, after those before. `told` gets the place of each and what became of it, within a few
+        seconds; it is called from the event loop, perhaps before this returns, and must not raise. Never raises."""
         ...
 
 
