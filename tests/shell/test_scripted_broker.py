@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pamqp import commands
 
-from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp import encoding, nodes
 from bridge.adapters.amqp.check import _Look as Look
 from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.consume import Consumer
@@ -411,6 +411,43 @@ async def test_a_node_is_reached_on_a_queue_of_its_own(version: str) -> None:
         await until(lambda: broker.queues[link.queue].consumers)
         assert await sent(link, Letter(link.queue, b"hello")) is Sent.DELIVERED
         await until(lambda: heard.letters == [b"hello"])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "end"),
+    [
+        ("ack", Sent.DELIVERED),
+        ("nack", Sent.UNREACHABLE),
+        ("return", Sent.UNREACHABLE),
+        ("silent", Sent.UNSURE),
+        ("lost", Sent.UNSURE),
+    ],
+)
+async def test_what_became_of_a_letter_is_told_once(
+    verdict: str, end: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "WRITE_TIMEOUT", 0.05 if verdict == "silent" else 60.0)
+    async with ScriptedBroker("4.3.5").serving() as broker, node_link(broker, "n1") as (link, _):
+        broker.verdict = lambda message: "silent" if verdict == "lost" else verdict
+        letters = [Letter(link.queue, b"one"), Letter(link.queue, b"two")]
+        told: list[tuple[int, Sent]] = []
+        link.send(letters, lambda place, sent: told.append((place, sent)))
+        await until(lambda: len(broker.published) == len(letters))
+        if verdict == "lost":
+            broker.drop()
+        await until(lambda: len(told) == len(letters))
+        assert told == [(0, end), (1, end)]
+        await until(lambda: link.queue)
+        broker.verdict = lambda message: "ack"
+        assert await sent(link, Letter(link.queue, b"three")) is Sent.DELIVERED
+        assert len(told) == len(letters)
+
+
+async def test_a_letter_can_not_be_sent_without_a_connection() -> None:
+    link = NodeLink("amqp://127.0.0.1:1/", "n1", "boot", seconds=5.0, clock=CLOCK, errors=RecordingErrors())
+    told: list[tuple[int, Sent]] = []
+    link.send([Letter("push.node.n2.boot-1", b"one")], lambda place, sent: told.append((place, sent)))
+    assert told == [(0, Sent.UNREACHABLE)]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])

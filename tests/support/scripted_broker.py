@@ -109,7 +109,8 @@ class ScriptedBroker:
         """Methods of all clients, in their order."""
         self.published: list[Published] = []
         self.verdict: Verdict = lambda message: "ack"
-        """What becomes of a message that a client publishes: `ack`, `nack` or `return`."""
+        """What becomes of a message that a client publishes: `ack`, `nack`, `return`, or `silent`, of which it hears
+        nothing."""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[ScriptedBroker]:
@@ -338,6 +339,8 @@ class Peer:
             self._broker.pump(made.key)
         if channel in self._confirms:
             tag = next(self._confirms[channel])
+            if verdict == "silent":
+                return
             self.send(channel, commands.Basic.Nack(tag) if verdict == "nack" else commands.Basic.Ack(tag))
 
     def _start_ok(self, _: int, frame: commands.Connection.StartOk) -> None:

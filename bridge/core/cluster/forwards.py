@@ -109,6 +109,8 @@ class Forwards:
         batches, self._batches = self._batches, {}
         for boot, batch in batches.items():
             self._send(boot, batch)
+        if batches:
+            self._post.flush()
 
     def _send(self, boot: str, batch: _Batch) -> None:
         request, again, flights = batch

@@ -173,8 +173,12 @@ class Post:
                 await self._wake.wait()
                 self._wake.clear()
                 self._tell_those_that_failed()
-                while self._send():
-                    pass
+                self.flush()
+
+    def flush(self) -> None:
+        """Send what may be sent now, before the loop goes on: what else it has to do may take a while."""
+        while self._send():
+            pass
 
     async def _send_those_that_linger(self) -> None:
         while True:
@@ -198,7 +202,7 @@ class Post:
                 del self._waiting[boot]
             queue = self.queue_of(boot)
             if not queue:
-                _tell(some, Sent.UNREACHABLE)
+                self._has_failed(_Under(boot, peer, 0, some), Sent.UNREACHABLE)
                 continue
             reports = [one for one in some if isinstance(one.item, Report)]
             if reports:
@@ -228,10 +232,13 @@ class Post:
         self._letters -= 1
         under.peer.under_way -= len(under.items)
         if sent is not Sent.DELIVERED:
-            self._failed.append((under, sent))
-            self._wake.set()
+            self._has_failed(under, sent)
         elif under.boot in self._waiting:
             self._wake.set()
+
+    def _has_failed(self, under: _Under, sent: Sent) -> None:
+        self._failed.append((under, sent))
+        self._wake.set()
 
     def _tell_those_that_failed(self) -> None:
         failed, self._failed = self._failed, []
