@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 
 import pytest
 
 from bridge.core.errors import IllegalTransition
 from bridge.core.inflight.flight import Effect, Flight
+from bridge.core.inflight.kept import Kept
 from bridge.core.inflight.making import flight_of_rejected, flight_of_stored
+from bridge.core.inflight.owed import Owed
 from bridge.core.inflight.row_of import row_of
 from bridge.core.inflight.transitions import STEPS, Event, State
 from bridge.core.model.outcomes import ENDINGS, Outcome, Proof, Reason
-from bridge.core.model.pushes import Rejected
+from bridge.core.model.pushes import Encoding, Rejected
 from bridge.core.model.rows import Reply, Row, RowKey, merged
 from tests.support.house import Recorder, flight, message
 
@@ -147,6 +150,64 @@ def test_the_row_of_a_push_that_has_not_ended_is_pending_and_owes_its_receipts()
     f.received(13.0, "s1")
     row = row_of(f, "n", "b")
     assert (row.final, row.owed, row.app_id) == (True, None, "shop")
+
+
+def test_every_field_of_a_row_is_from_its_flight() -> None:
+    f = flight(of=message(app_id="shop"), confirm=Proof.ACKED, sessions=3)
+    f.kept = Kept(1e9, b"data", Encoding.TEXT, frozenset(("s9",)))
+    f.fallback = Owed(500.0, "mail", Encoding.BYTES)
+    f.handed(12.0, "s1", "n2")
+    f.received(13.0, "s1", "n2")
+    f.acked(14.0, "s1", "n2")
+    f.day, f.batch, f.data_bytes, f.attempts = datetime.date(2026, 1, 2), ("b7", 4), 5, 2
+    f.detail, f.event, f.meta, f.traceparent, f.topic = "why", "order.created", b"{}", "00-1", "news"
+    f.position, f.collapse_key, f.ack_within, f.fingerprint, f.first_device = 11, "k", 6.0, 77, True
+    expected = Row(
+        key=f.key,
+        outcome=Outcome.ACKED,
+        reason=Reason.ACK_FRAME,
+        node="n1",
+        boot="b1",
+        published_at=f.published_at,
+        taken_at=f.taken_at,
+        detail="why",
+        event="order.created",
+        app_id="shop",
+        meta=b"{}",
+        confirm=Proof.ACKED,
+        written_at=12.0,
+        proven_at=14.0,
+        finished_at=14.0,
+        sessions=3,
+        attempts=2,
+        payload=b"data",
+        traceparent="00-1",
+        day=datetime.date(2026, 1, 2),
+        expires_at=1e9,
+        position=11,
+        encoding=Encoding.TEXT,
+        excluded=frozenset(("s9",)),
+        collapse_key="k",
+        ack_within=6.0,
+        fingerprint=77,
+        topic="news",
+        session="s1",
+        holder="n2",
+        first_device=True,
+        fallback_key="mail",
+        batch_id="b7",
+        batch_position=4,
+        data_bytes=5,
+    )
+    assert row_of(f, "n1", "b1") == expected
+    alike = {name for name in Row.__struct_fields__ if getattr(expected, name) == getattr(_PLAIN, name)}
+    assert alike == {"owed", "late_at", "differed_at", "fallback_due"}, "others would not show a wrong place"
+    waiting = flight()
+    waiting.fallback = f.fallback
+    assert row_of(waiting, "n1", "b1").fallback_due == 500.0
+
+
+_PLAIN = Row(RowKey("", "", ""), Outcome.PENDING, Reason.AWAITING_PROOF, "", "", 0.0, 0.0)
 
 
 def test_a_rejected_request_keeps_its_body_cut_and_says_so() -> None:

@@ -25,45 +25,25 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
     payload = flight.payload if kept is None else kept.data
     if kept is None and fallback is not None and due is None:
         payload = None
+    # In the order of its fields: to find each by its name takes twice as long as all the rest.
     return Row(
-        key=flight.key,
-        outcome=flight.outcome or awaited[0],
-        reason=flight.reason or awaited[1],
-        node=node,
-        boot=boot,
-        published_at=flight.published_at,
-        taken_at=flight.taken_at,
-        detail=flight.detail,
-        event=flight.event,
-        app_id=flight.app_id,
-        meta=flight.meta,
-        confirm=flight.confirm,
-        written_at=flight.written_at,
-        proven_at=flight.proven_at,
-        finished_at=flight.finished_at,
-        sessions=flight.sessions,
-        attempts=flight.attempts,
-        payload=payload,
-        traceparent=flight.traceparent,
-        owed=_owed(flight) if flight.outcome is None or flight.alone else None,
-        day=None if kept is None else flight.day,
-        expires_at=None if kept is None else kept.expires_at,
-        position=flight.position if kept is not None or flight.collapse_key else 0,
-        encoding=_encoding(flight),
-        excluded=_NOBODY if kept is None else kept.excluded,
-        collapse_key=flight.collapse_key,
-        ack_within=0.0 if kept is None else flight.ack_within,
-        fingerprint=flight.fingerprint,
-        topic=flight.topic,
-        session=flight.prover,
-        holder=flight.holder,
-        first_device=flight.first_device,
-        fallback_due=due,
-        fallback_key="" if fallback is None else fallback.routing_key,
-        batch_id=flight.batch[0],
-        batch_position=flight.batch[1],
-        data_bytes=flight.data_bytes,
-    )
+        flight.key, flight.outcome or awaited[0], flight.reason or awaited[1], node, boot,
+        flight.published_at, flight.taken_at, flight.detail, flight.event, flight.app_id, flight.meta,
+        flight.confirm, flight.written_at, flight.proven_at, flight.finished_at,
+        flight.sessions, flight.attempts, payload, flight.traceparent,
+        _owed(flight) if flight.outcome is None or flight.alone else None,
+        None if kept is None else flight.day,
+        None if kept is None else kept.expires_at,
+        flight.position if kept is not None or flight.collapse_key else 0,
+        _encoding(flight),
+        _NOBODY if kept is None else kept.excluded,
+        flight.collapse_key,
+        0.0 if kept is None else flight.ack_within,
+        None,  # late_at: `Store.note_late` fills it
+        flight.fingerprint, flight.topic, flight.prover, flight.holder, flight.first_device,
+        due, "" if fallback is None else fallback.routing_key,
+        flight.batch[0], flight.batch[1], flight.data_bytes,
+    )  # fmt: skip
 
 
 _NOBODY: frozenset[str] = frozenset()
