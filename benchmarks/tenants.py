@@ -2,9 +2,10 @@
 
 One node with its default limits. The small tenant publishes ten pushes a second to ten users, confirmed as received;
 first alone, then while the large one's pushes, published at full speed, are on their way. How old were the pushes of
-the small one when their clients had read them, and how old when their outcome came back? And how many pushes a second
-does one tenant get that is alone? With `BRIDGE_TENANT_SHARE=off` and with `fair`, in turns, each started anew. Exit
-codes: 0 measured, and no push was lost; 1 one was; 2 it could not be measured.
+the small one when their clients had read them, and how old when their outcome came back? A message beside each, through
+an empty queue that no bridge reads, says how much of that is the broker's and the machine's. And how many pushes a
+second does one tenant get that is alone? With `BRIDGE_TENANT_SHARE=off` and with `fair`, in turns, each started anew.
+Exit codes: 0 measured, and no push was lost; 1 one was; 2 it could not be measured.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ WITHIN: Final = 300.0
 LEAST: Final = 10
 """Pushes of the small tenant beside the large one, at least."""
 SMALL: Final = "small"
+ECHO: Final = "benchmark.echo"
+"""A queue of the same type as that of requests."""
 
 
 class Ages(NamedTuple):
@@ -63,6 +66,8 @@ class Ages(NamedTuple):
     """When their clients had read them."""
     told: Sequence[int]
     """When their outcomes had come."""
+    echoes: Sequence[int]
+    """And messages through a queue of their own, when they had come."""
 
 
 class Turn(NamedTuple):
@@ -80,10 +85,13 @@ class Turn(NamedTuple):
 
 
 class SmallTenant:
-    """Publishes at a rate, and listens to its outcomes."""
+    """Publishes at a rate, and listens to its outcomes and to its echoes."""
 
-    def __init__(self, exchange: aio_pika.abc.AbstractExchange) -> None:
+    def __init__(self, exchange: aio_pika.abc.AbstractExchange, home: aio_pika.abc.AbstractExchange) -> None:
+        """`home` is the default exchange: it leads to each queue by its name."""
         self._exchange = exchange
+        self._home = home
+        self._echoes: list[int] = []
         self._made: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self._heard = asyncio.Event()
@@ -94,10 +102,17 @@ class SmallTenant:
         self._told.setdefault(push_id, time.monotonic_ns())
         self._heard.set()
 
+    async def hear_echo(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        """A message has come back."""
+        await message.ack()
+        self._echoes.append(time.monotonic_ns() - int(message.body))
+        self._heard.set()
+
     async def publish(self, run: str, crowd: Child, until: asyncio.Event | asyncio.Task[None]) -> Ages:
         """Publish until this is done, and at least a few; returns how old they became."""
         crowd.ask("watch", users=0, most=1_000_000)
         ids: list[str] = []
+        self._echoes = []
         began = time.monotonic()
         while len(ids) < LEAST or not _over(until):
             number, user = len(ids), LARGE_USERS + len(ids) % SMALL_USERS
@@ -105,10 +120,8 @@ class SmallTenant:
             body = load.request(run, number, user, made, "received", tenant=SMALL)
             ids.append(load.push_id(run, number))
             self._made[ids[-1]] = made
-            message = aio_pika.Message(
-                body, content_type="application/json", delivery_mode=aio_pika.DeliveryMode.PERSISTENT
-            )
-            await self._exchange.publish(message, f"user.{load.user_id(user)}")
+            await self._exchange.publish(_persistent(body), f"user.{load.user_id(user)}")
+            await self._home.publish(_persistent(str(time.monotonic_ns()).encode()), ECHO)
             # Not in step with anything that the bridge does at regular times.
             due = began + (len(ids) + random.random() / 2) / RATE
             await asyncio.sleep(max(0.0, due - time.monotonic()))
@@ -121,7 +134,16 @@ class SmallTenant:
         seen = await asyncio.to_thread(crowd.ask, "watched")
         if len(told) < len(ids) or seen["distinct"] < len(ids):
             raise BenchmarkFailed(f"of {len(ids)} pushes {seen['distinct']} came and {len(told)} ended")
-        return Ages(seen["latencies"], told)
+        while len(self._echoes) < len(ids) and time.monotonic() < give_up:
+            await self._heard.wait()
+            self._heard.clear()
+        return Ages(seen["latencies"], told, self._echoes)
+
+
+def _persistent(body: bytes) -> aio_pika.Message:
+    return aio_pika.Message(
+        body, content_type="application/json", delivery_mode=aio_pika.DeliveryMode.PERSISTENT
+    )
 
 
 def _over(until: asyncio.Event | asyncio.Task[None]) -> bool:
@@ -133,10 +155,12 @@ async def small_tenant(url: str) -> AsyncIterator[SmallTenant]:
     """The small tenant, connected."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        tenant = SmallTenant(await channel.get_exchange(PUSH))
+        tenant = SmallTenant(await channel.get_exchange(PUSH), channel.default_exchange)
         queue = await channel.declare_queue(exclusive=True)
         await queue.bind(OUTCOMES, f"*.{SMALL}")
         await queue.consume(tenant.hear, no_ack=True)
+        echo = await channel.declare_queue(ECHO, durable=True, arguments={"x-queue-type": "quorum"})
+        await echo.consume(tenant.hear_echo)
         yield tenant
 
 
@@ -253,6 +277,11 @@ def table(found: Mapping[str, Sequence[Turn]], pushes: int) -> str:
             p99[mode, name == "alone"] = read[1], told[1]
             cells = " | ".join(f"{ns / 1e6:,.1f}" for ns in (*read, *told))
             lines.append(f"| {name} | `{mode}` | {sum(len(one.read) for one in ages):,} | {cells} |")
+    lines += ["", "| a message through an empty queue | p50, ms | p99, ms |", "|---|---:|---:|"]
+    for name, where in (("alone", "alone"), (f"beside {pushes:,} pushes", "beside")):
+        echoes = [ns for turns in found.values() for one in turns for ns in getattr(one, where).echoes]
+        cells = " | ".join(f"{ns / 1e6:,.1f}" for ns in percentiles(echoes, 50, 99))
+        lines.append(f"| {name} | {cells} |")
     lines.append("")
     for mode, turns in found.items():
         times = [p99[mode, False][n] / p99[mode, True][n] for n in (0, 1)]

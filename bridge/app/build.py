@@ -375,7 +375,7 @@ def begin_process() -> None:
     # What is imported by now lives as long as the process, so the collector need not look at it again; and with
     # thousands of sessions it need not run after every few hundred objects.
     gc.freeze()
-    gc.set_threshold(LIMITS.new_objects)
+    gc.set_threshold(LIMITS.new_objects, LIMITS.young_looks, LIMITS.old_looks)
 
 
 async def serve(

@@ -30,7 +30,7 @@ class StatementBounds(NamedTuple):
 class SettlementBounds(NamedTuple):
     """How rows are written and paid."""
 
-    batch_rows: int = 500
+    batch_rows: int = 100
     """Rows in one statement: with more, throughput gains little and a redelivery repeats more."""
     batch_bytes: int = 1024 * 1024
     """Bytes of data, except lists and meta, after which a batch ends; content that several rows share counts once."""
@@ -135,7 +135,7 @@ class TakingBounds(NamedTuple):
     """Pushes taken before the event loop gets a turn: more than most batches have."""
     slice_seconds: float = 0.008
     """Seconds after which the event loop gets a turn in any case."""
-    crowd_slice: float = 0.002
+    crowd_slice: float = 0.001
     """The same while a push to a crowd is taken: all others get their turn in between."""
     crowd_turn: float = 1.0
     """Seconds after which a push to a crowd is taken though more than half of what may be in hand is."""

@@ -7,11 +7,15 @@ import asyncio
 import pytest
 
 from bridge.core.cluster.lately import USERS_MAX
-from bridge.core.inflight.inflight import LOOKED_THROUGH, InFlight
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.index import Index
+from bridge.core.inflight.kept import Kept
 from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import Encoding
 from bridge.core.ports.nodes import Sent
+from bridge.core.settlement.worklist import Worklist
 from tests.core.test_nodes import LIMITS, held, ids, online, ticks
-from tests.support.house import kept, to
+from tests.support.house import flight, kept, to
 from tests.support.town import town
 from tests.support.waiting import turns, until
 
@@ -120,21 +124,46 @@ async def test_nothing_is_guessed_that_would_overtake_an_older_push() -> None:
         await until(lambda: ids(there) == ["p1", "p2"])
 
 
-async def test_one_pong_for_many_kept_pushes_does_not_look_through_all_of_them_for_each(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("away", [False, True])
+async def test_what_many_kept_pushes_of_one_user_cost_does_not_grow_with_their_square(
+    away: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, _]):
-        here = await online(a, "u1")
+        here = None if away else await online(a, "u1")
         made.store.writing.clear()
-        many = 3 * LOOKED_THROUGH
+        looked = 0
+        is_due = Worklist.is_due
+
+        def counted(self: Worklist, flight: Flight) -> bool:
+            nonlocal looked
+            looked += 1
+            return is_due(self, flight)
+
+        monkeypatch.setattr(Worklist, "is_due", counted)
+        many = 300
         for n in range(many):
             await a.push(kept("u1", f"p{n}", 60))
-        await until(lambda: len(here.pushes) == many)
-        looked: list[str] = []
-        monkeypatch.setattr(InFlight, "write_unwritten", lambda _, user, __: looked.append(user))
-        while here.unanswered:
-            here.answer()
-        assert not looked
+        if here is not None:
+            await until(lambda: len(here.pushes) == many)
+            while here.unanswered:
+                here.answer()
+        made.store.writing.set()
+        await until(lambda: len(made.store.rows) == many)
+        assert looked <= 3 * many
+
+
+async def test_rows_are_asked_for_in_the_order_of_positions_however_the_pushes_came() -> None:
+    index = Index()
+    for position in (5, 9, 7, 3):
+        one = flight(f"p{position}")
+        one.position = position
+        one.kept = Kept(1e9, b"1", Encoding.JSON, frozenset())
+        index.add(one)
+    assert [one.position for one in index.ask_for("u1", 7)] == [3, 5, 7]
+    assert [one.position for one in index.ask_for("u1", 100)] == [9], "each is named once"
+    assert [one.position for one in index.unwritten("u1")] == [3, 5, 7, 9], "and has no row for that"
+    assert index.has_unwritten("u1", 3)
+    assert not index.has_unwritten("u1", 2)
 
 
 async def test_who_was_there_last_is_remembered_of_a_bounded_number_of_users() -> None:

@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.pushes import PushKey
 from bridge.core.model.rows import RowKey
+
+
+class _Unwritten:
+    """Kept pushes of one user without a row, by position. A user may have tens of thousands of them, so nothing here
+    looks at all of them whenever one is taken or written. (To find the first of a plain dictionary takes the longer,
+    the more it has lost before it.)"""
+
+    __slots__ = ("flights", "last", "unasked")
+
+    def __init__(self) -> None:
+        self.flights: OrderedDict[RowKey, Flight] = OrderedDict()
+        self.unasked: OrderedDict[RowKey, Flight] = OrderedDict()
+        """Those of them that `ask_for` has not returned yet."""
+        self.last = 0
+        """The highest position."""
+
+    def add(self, flight: Flight) -> None:
+        self.flights[flight.key] = self.unasked[flight.key] = flight
+        if flight.position < self.last:
+            # Its position was taken before that of another one, which was added before it: a push to a crowd.
+            self.flights = _by_position(self.flights)
+            self.unasked = _by_position(self.unasked)
+        self.last = max(self.last, flight.position)
+
+    def ask_for(self, until: int) -> list[Flight]:
+        asked: list[Flight] = []
+        for flight in self.unasked.values():
+            if flight.position > until:
+                break
+            asked.append(flight)
+        for flight in asked:
+            del self.unasked[flight.key]
+        return asked
+
+
+def _by_position(flights: OrderedDict[RowKey, Flight]) -> OrderedDict[RowKey, Flight]:
+    return OrderedDict(sorted(flights.items(), key=lambda item: item[1].position))
 
 
 class Index:
@@ -17,7 +55,7 @@ class Index:
         self._resting: dict[RowKey, Flight] = {}
         # Nearly every push goes to one user: no dictionary is made for those.
         self._of_push: dict[str, Flight | dict[RowKey, Flight]] = {}
-        self._unwritten: dict[str, dict[RowKey, Flight]] = {}
+        self._unwritten: dict[str, _Unwritten] = {}
         self._of_place: dict[tuple[str, str, str], dict[RowKey, Flight]] = {}
         """By tenant, user and collapse key: flights that had not ended when they were added."""
         self._newest: dict[tuple[str, str, str], Flight] = {}
@@ -59,7 +97,10 @@ class Index:
         self._busy[key] = flight
         self._index(flight)
         if flight.kept is not None and not flight.parked:
-            self._unwritten.setdefault(key.user, {})[key] = flight
+            of_user = self._unwritten.get(key.user)
+            if of_user is None:
+                of_user = self._unwritten[key.user] = _Unwritten()
+            of_user.add(flight)
         if roams:
             self._roaming.setdefault(PushKey(key.tenant, key.push_id), {})[key.user] = flight
         if not flight.collapse_key or flight.ended:
@@ -95,7 +136,10 @@ class Index:
     def written(self, flight: Flight) -> None:
         """It is a kept push, and its row is committed; idempotent."""
         of_user = self._unwritten.get(flight.key.user)
-        if of_user is not None and of_user.pop(flight.key, None) is not None and not of_user:
+        if of_user is None:
+            return
+        of_user.unasked.pop(flight.key, None)
+        if of_user.flights.pop(flight.key, None) is not None and not of_user.flights:
             del self._unwritten[flight.key.user]
 
     def rest(self, flight: Flight) -> None:
@@ -129,11 +173,18 @@ class Index:
     def unwritten(self, user: str) -> Collection[Flight]:
         """The flights of this user's pushes that have a ttl and no row yet, in the order they were taken."""
         of_user = self._unwritten.get(user)
-        return list(of_user.values()) if of_user else ()
+        return list(of_user.flights.values()) if of_user is not None else ()
 
-    def unwritten_count(self, user: str) -> int:
-        """How many those are."""
-        return len(self._unwritten.get(user, ()))
+    def has_unwritten(self, user: str, until: int) -> bool:
+        """Whether there are any up to this position."""
+        of_user = self._unwritten.get(user)
+        return of_user is not None and next(iter(of_user.flights.values())).position <= until
+
+    def ask_for(self, user: str, until: int) -> Collection[Flight]:
+        """Those of them up to this position that this has not returned before, in their order: their rows are asked for
+        now."""
+        of_user = self._unwritten.get(user)
+        return of_user.ask_for(until) if of_user is not None else ()
 
     def roaming(self, push: PushKey) -> dict[str, Flight]:
         """The flights of a push whose users came from the hub, by user."""

@@ -23,8 +23,6 @@ from bridge.core.ports.store import Account
 
 RESENDS = 3
 """How often a kept push is resent to the sessions that have it; then it waits for the next session."""
-LOOKED_THROUGH = 100
-"""Kept pushes of a user without a row that are looked through whenever one of them ends. A pong may prove thousands."""
 MICRO = 1_000_000
 
 
@@ -140,7 +138,7 @@ class InFlight:
             return
         if effect is Effect.KEPT and flight.came_back:
             self._write_older(flight)  # a reader here has them written by itself
-        elif effect is Effect.ENDED and flight.kept is not None and self._is_read_elsewhere(flight.key.user):
+        elif effect is Effect.ENDED and flight.kept is not None and self._others():
             # Who resumes there reads the rows of what was proven, and must not find this one alone.
             self._write_older(flight)
         self._ends.due(flight)
@@ -221,14 +219,10 @@ class InFlight:
     def write_unwritten(self, user: str, until: int) -> bool:
         """Queue the rows of the user's pushes up to this position that have a ttl and no row yet, in the order in which
         they were taken. Returns whether there are any."""
-        unwritten = [f for f in self._index.unwritten(user) if f.position <= until]
-        for flight in unwritten:
+        for flight in self._index.ask_for(user, until):
             if not self._ends.is_due(flight):
                 self._ends.due(flight)
-        return bool(unwritten)
-
-    def _is_read_elsewhere(self, user: str) -> bool:
-        return self._others() and self._index.unwritten_count(user) <= LOOKED_THROUGH
+        return self._index.has_unwritten(user, until)
 
     def _write_older(self, flight: Flight) -> None:
         """Before a kept push, the user's earlier ones get their rows: a reader of the mailbox must not find the later

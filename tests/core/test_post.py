@@ -1,0 +1,44 @@
+"""When letters leave: a single push waits for no confirm, and where many are under way others go together."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bridge.core.cluster.post import UNDER_WAY
+from bridge.core.contract.letters import Forwarded, decode_letter
+from tests.core.test_nodes import LIMITS, held, ids, online, ticks
+from tests.support.house import to
+from tests.support.town import Town, town
+from tests.support.waiting import until
+
+
+def pushes(made: Town) -> list[int]:
+    """How many pushes each letter had that had any."""
+    counts = [
+        sum(isinstance(item, Forwarded) for item in decode_letter(letter.body).items)
+        for letter in made.letters
+    ]
+    return [count for count in counts if count]
+
+
+async def test_a_push_waits_for_the_confirm_of_another_only_where_many_are_under_way() -> None:
+    more = 20
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p0"))
+        await until(lambda: ids(peer) == ["p0"])
+        peer.answer()
+        await a.settled(1)
+        made.letters.clear()
+        gate = asyncio.Event()
+        made.before = held(gate, "send")
+        for n in range(UNDER_WAY + more):
+            await a.push(to("u1", f"p{n + 1}"))
+            await ticks(a, seconds=0.0)
+        assert a.core.cluster.post.waiting == more
+        assert a.core.cluster.post.busy
+        gate.set()
+        await until(lambda: len(ids(peer)) == 1 + UNDER_WAY + more)
+        assert pushes(made) == [1] * UNDER_WAY + [more]
+        assert ids(peer) == [f"p{n}" for n in range(1 + UNDER_WAY + more)]
+        assert not a.core.cluster.post.busy
