@@ -30,8 +30,10 @@ class StatementBounds(NamedTuple):
 class SettlementBounds(NamedTuple):
     """How rows are written and paid."""
 
-    batch_rows: int = 100
+    batch_rows: int = 500
     """Rows in one statement: with more, throughput gains little and a redelivery repeats more."""
+    at_once: int = 100
+    """Rows of a batch after which the event loop gets a turn: who is pushed to meanwhile does not wait for them all."""
     batch_bytes: int = 1024 * 1024
     """Bytes of data, except lists and meta, after which a batch ends; content that several rows share counts once."""
     batch_answers: int = 1000

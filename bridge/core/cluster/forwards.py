@@ -7,7 +7,7 @@ proves nothing, and a node that does not answer until the deadline has proven no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -140,11 +140,25 @@ class Forwards:
             owed = self._owed[boot] = _Owed(queue)
         elif queue and queue != owed.queue:
             owed.queue = queue
-            for number in owed.since:
-                flight, request = self._out[number][:2]
-                if not flight.ended:
-                    self._post.add(boot, _item(number, [flight], request), _as_before)
+            for item in self._items_again(list(owed.since)):
+                self._post.add(boot, item, _as_before)
         return owed
+
+    def _items_again(self, numbers: Sequence[int]) -> Iterator[Forwarded]:
+        """These forwards, but those that have ended; users of one push together, as at first."""
+        first, flights, of = 0, list[Flight](), None
+        for number in numbers:
+            flight, request = self._out[number][:2]
+            if flight.ended:
+                continue
+            if request is of and number == first + len(flights) and len(flights) < USERS_MAX:
+                flights.append(flight)
+                continue
+            if of is not None:
+                yield _item(first, flights, of)
+            first, flights, of = number, [flight], request
+        if of is not None:
+            yield _item(first, flights, of)
 
     def _failed(self, numbers: range, sent: Sent) -> None:
         if sent is not Sent.UNREACHABLE:

@@ -86,16 +86,17 @@ class Router:
         self._clock = clock
         self._pong_after = pong_after
         self._asked: list[Asked] = []
-        self._came = self._answered = 0
-        """How many were ever asked for, and have their answer."""
-        self._progress = asyncio.Event()
-        """Some more have theirs."""
+        self._came = self._answered = 0  # how many were ever asked for, and have their answer
+        self._progress = asyncio.Event()  # some more have theirs
         self._unrouted: dict[str, int] = {}
         """How many pushes of a user wait for their holders and were not offered to anybody yet."""
         self._unguessed: dict[str, int] = {}
         """How many pushes of a user wait for their holders and were not forwarded to anybody yet."""
         self._behind: dict[str, list[tuple[Asked, Sequence[str]]]] = {}
         """Pushes, by user, whose holders are known, and that wait for the rows of older ones."""
+        self._written: dict[str, None] = {}
+        """Users of such pushes who have got rows since that was last looked at."""
+        self._rows = asyncio.Event()
         self._wake = asyncio.Event()
         self._linger = asyncio.Event()
         """Some wait that are in no hurry."""
@@ -188,11 +189,10 @@ class Router:
         """See `Asked.guessed`."""
         user = flight.key.user
         boots = None if user in self._unguessed else self._lately.guess(user)
-        if boots:
-            if flight.withdrawn or request.excluded or user in self._behind:
-                return None
-            if self._ringing.due(user) is not None or self._older(flight, boots):
-                return None
+        if boots and (flight.withdrawn or request.excluded or user in self._behind):
+            return None
+        if boots and (self._ringing.due(user) is not None or self._older(flight, boots)):
+            return None
         return boots
 
     def _wait_for_holders(self, asked: Asked) -> None:
@@ -227,6 +227,7 @@ class Router:
         """Ask for holders, and act on the answers, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._ask_for_those_that_linger(), name="lingering questions")
+            tasks.create_task(self._go_on_behind_rows(), name="pushes behind rows")
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -266,8 +267,7 @@ class Router:
 
     def tick(self) -> None:
         """Called about ten times a second: what waits for a process that is behind with its answers is parked."""
-        behind = self._forwards.behind(self._pong_after)
-        if behind:
+        if behind := self._forwards.behind(self._pong_after):
             self._inflight.park_those_at(behind)
 
     def forward(self, flight: Flight, request: PushRequest, boots: Sequence[str]) -> None:
@@ -320,17 +320,28 @@ class Router:
         return False
 
     def row_written(self, user: str) -> None:
-        """A row of this user was committed: what waited for it may go on."""
-        waiting = self._behind.get(user)
-        if waiting is None:
-            return
+        """A row of this user was committed: what waited for it goes on once all rows of that commit are known."""
+        if user in self._behind:
+            self._written[user] = None
+            self._rows.set()
+
+    async def _go_on_behind_rows(self) -> None:
+        while True:
+            await self._rows.wait()
+            self._rows.clear()
+            users, self._written = self._written, {}
+            for user in users:
+                self._go_on(user)
+
+    def _go_on(self, user: str) -> None:
+        waiting = self._behind.get(user, [])
         while waiting:
             asked, boots = waiting[0]
             if self._older(asked.flight, boots):
                 return
             del waiting[0]
             self._route_to(asked, boots)
-        del self._behind[user]
+        self._behind.pop(user, None)
         self.flush()
 
     def _route_to(self, asked: Asked, boots: Sequence[str]) -> None:

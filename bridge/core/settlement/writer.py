@@ -50,6 +50,7 @@ class Writer:
         self._node = node
         self._boot = boot
         self._batch_rows = bounds.batch_rows
+        self._at_once = bounds.at_once
         self._batch_bytes = bounds.batch_bytes
         self._batch_answers = bounds.batch_answers
         self._linger = bounds.linger
@@ -87,22 +88,25 @@ class Writer:
             rows = len(flights) + len(answers) + len(ended)
             self._worklist.unpaid += rows
             payment = payment_of(for_logs=ended, sweep=sweep, rows=rows)
-            written = await self._recorder.record(self._rows(flights))
+            written = await self._recorder.record(await self._rows(flights))
             await self._replacer.supersede(
                 [*(w.row for w in written if w is not None), *(row for _, row, _ in answers)]
             )
-            self._worklist.writing = {}
             if flights:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
             released, self._worklist.released = self._worklist.released, []
             payment.released.extend(released)
             for row in ended:
                 self._commits.tell(row)
-            for flight, result in zip(flights, written, strict=True):
+            for place, (flight, result) in enumerate(zip(flights, written, strict=True), 1):
+                del self._worklist.writing[flight.key]
                 if result is None:
                     self._set_aside(flight)
                 else:
                     self._commits.committed(flight, result, payment)
+                # Not after the last one: until its payment is there, some must be left to be seen as being written.
+                if place % self._at_once == 0 and place < len(flights):
+                    await self._clock.sleep(0)
             for message, row, fingerprint in answers:
                 self._commits.answered(message, row, fingerprint, payment)
             self._payments.put(payment)
@@ -129,8 +133,13 @@ class Writer:
             del self._worklist.flights[flight.key]
         return flights
 
-    def _rows(self, flights: Sequence[Flight]) -> list[Row]:
-        return [row_of(flight, self._node, self._boot) for flight in flights]
+    async def _rows(self, flights: Sequence[Flight]) -> list[Row]:
+        rows: list[Row] = []
+        for at in range(0, len(flights), self._at_once):
+            if at:
+                await self._clock.sleep(0)
+            rows += [row_of(flight, self._node, self._boot) for flight in flights[at : at + self._at_once]]
+        return rows
 
     def _set_aside(self, flight: Flight) -> None:
         """Retry its row later: it can't be written now, and the others must not wait for it."""
@@ -155,7 +164,7 @@ class Writer:
             aside = self._worklist.aside[key]
             await self._clock.sleep(aside.at - self._clock.monotonic())
             aside.again = False
-            [written] = await self._recorder_aside.record(self._rows([aside.flight]), tried=True)
+            [written] = await self._recorder_aside.record(await self._rows([aside.flight]), tried=True)
             if written is None:
                 self._set_aside(aside.flight)
                 continue
