@@ -32,8 +32,11 @@ class SettlementBounds(NamedTuple):
 
     batch_rows: int = 500
     """Rows in one statement: with more, throughput gains little and a redelivery repeats more."""
-    at_once: int = 100
-    """Rows of a batch after which the event loop gets a turn: who is pushed to meanwhile does not wait for them all."""
+    many_rows: int = 1_000
+    """With more rows than this waiting, a push to a crowd is among them:"""
+    batch_of_many: int = 75
+    """then no more are in one statement, and the event loop gets its turns: all others must not wait for 500 rows and
+    their receipts."""
     batch_bytes: int = 1024 * 1024
     """Bytes of data, except lists and meta, after which a batch ends; content that several rows share counts once."""
     batch_answers: int = 1000

@@ -71,19 +71,18 @@ def _around_message_id(headers: bytes) -> tuple[bytes, bytes]:
     return before, after
 
 
-def one_slice(
-    things: Sequence[T], at: int, encode: Callable[[T], Sequence[Message]], most: int, most_bytes: int
-) -> tuple[list[Message], list[int], int, int]:
-    """The messages of so many things at most from `at` on, up to about `most_bytes` of bodies: the messages, for each
-    the place of its thing, the place of the first thing that is left, and the bytes of the bodies."""
+def one_write(
+    things: Sequence[T], at: int, encode: Callable[[T], Sequence[Message]], most_bytes: int
+) -> tuple[list[Message], list[int], int]:
+    """The messages of the things from `at` on, up to about `most_bytes` of bodies: the messages, for each the place of
+    its thing, and the place of the first thing that is left."""
     messages: list[Message] = []
     owners: list[int] = []
     size = 0
-    end = min(len(things), at + most)
-    while at < end and size < most_bytes:
+    while at < len(things) and size < most_bytes:
         for message in encode(things[at]):
             messages.append(message)
             owners.append(at)
             size += len(message.body)
         at += 1
-    return messages, owners, at, size
+    return messages, owners, at

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 import aio_pika
 
 from bridge.adapters.amqp import encoding
-from bridge.adapters.amqp.announcing import one_slice, outcome_event, receipt_headers, receipt_properties
+from bridge.adapters.amqp.announcing import one_write, outcome_event, receipt_headers, receipt_properties
 from bridge.adapters.amqp.connection import Tap, channel
 from bridge.adapters.amqp.fallbacks import FallbacksUnroutable, fallback_message
 from bridge.adapters.amqp.frames import Event
@@ -50,8 +50,6 @@ SEND_TIMEOUT = 5.0
 """Seconds for a whole `send` or `bury`; what was not begun by then is returned unsent."""
 WRITE_BYTES = 4 * 1024 * 1024
 """Bytes of messages in one write. A larger batch takes several, each after the confirms of the one before."""
-AT_ONCE = 100
-"""Receipts, or other things, that are encoded before the event loop gets a turn."""
 DETAIL_CHARS = 500
 _NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id", "x-push-buried-at"})
 """Headers of the original that a dead letter does not get: the broker would route by the first two."""
@@ -363,7 +361,7 @@ class ReceiptPublisher:
                     break
                 waiting: list[T] = []
                 making = encode if self._search.idle else self._unless_refused(encode, waiting)
-                messages, owners, at = await _one_write(things, at, making)
+                messages, owners, at = one_write(things, at, making, WRITE_BYTES)
                 unconfirmed += waiting
                 failures = await self._search.publish(messages, WRITE_TIMEOUT, deadline)
                 if nowhere is not None:
@@ -444,21 +442,3 @@ def _release_properties(original: Properties, headers: bytes) -> bytes:
         message_id=original.message_id,
         app_id=original.app_id,
     )
-
-
-async def _one_write(
-    things: Sequence[T], at: int, encode: Callable[[T], Sequence[Message]]
-) -> tuple[list[Message], list[int], int]:
-    """The messages of the things from `at` on, up to about `WRITE_BYTES` of bodies: the messages, for each the place of
-    its thing, and the place of the first thing that is left. The event loop gets turns meanwhile."""
-    messages: list[Message] = []
-    owners: list[int] = []
-    size = 0
-    while True:
-        more, places, at, its_size = one_slice(things, at, encode, AT_ONCE, WRITE_BYTES - size)
-        messages += more
-        owners += places
-        size += its_size
-        if at >= len(things) or size >= WRITE_BYTES:
-            return messages, owners, at
-        await asyncio.sleep(0)

@@ -50,7 +50,7 @@ class Writer:
         self._node = node
         self._boot = boot
         self._batch_rows = bounds.batch_rows
-        self._at_once = bounds.at_once
+        self._batch_of_many, self._many_rows = bounds.batch_of_many, bounds.many_rows
         self._batch_bytes = bounds.batch_bytes
         self._batch_answers = bounds.batch_answers
         self._linger = bounds.linger
@@ -88,25 +88,22 @@ class Writer:
             rows = len(flights) + len(answers) + len(ended)
             self._worklist.unpaid += rows
             payment = payment_of(for_logs=ended, sweep=sweep, rows=rows)
-            written = await self._recorder.record(await self._rows(flights))
+            written = await self._recorder.record(self._rows(flights))
             await self._replacer.supersede(
                 [*(w.row for w in written if w is not None), *(row for _, row, _ in answers)]
             )
+            self._worklist.writing = {}
             if flights:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
             released, self._worklist.released = self._worklist.released, []
             payment.released.extend(released)
             for row in ended:
                 self._commits.tell(row)
-            for place, (flight, result) in enumerate(zip(flights, written, strict=True), 1):
-                del self._worklist.writing[flight.key]
+            for flight, result in zip(flights, written, strict=True):
                 if result is None:
                     self._set_aside(flight)
                 else:
                     self._commits.committed(flight, result, payment)
-                # Not after the last one: until its payment is there, some must be left to be seen as being written.
-                if place % self._at_once == 0 and place < len(flights):
-                    await self._clock.sleep(0)
             for message, row, fingerprint in answers:
                 self._commits.answered(message, row, fingerprint, payment)
             self._payments.put(payment)
@@ -116,7 +113,9 @@ class Writer:
         flights: list[Flight] = []
         size = 0
         carried: set[int] = set()
-        for flight in itertools.islice(self._worklist.flights.values(), self._batch_rows):
+        many = len(self._worklist.flights) > self._many_rows
+        most = self._batch_of_many if many else self._batch_rows
+        for flight in itertools.islice(self._worklist.flights.values(), most):
             if is_light(flight):
                 flights.append(flight)
                 continue
@@ -133,13 +132,8 @@ class Writer:
             del self._worklist.flights[flight.key]
         return flights
 
-    async def _rows(self, flights: Sequence[Flight]) -> list[Row]:
-        rows: list[Row] = []
-        for at in range(0, len(flights), self._at_once):
-            if at:
-                await self._clock.sleep(0)
-            rows += [row_of(flight, self._node, self._boot) for flight in flights[at : at + self._at_once]]
-        return rows
+    def _rows(self, flights: Sequence[Flight]) -> list[Row]:
+        return [row_of(flight, self._node, self._boot) for flight in flights]
 
     def _set_aside(self, flight: Flight) -> None:
         """Retry its row later: it can't be written now, and the others must not wait for it."""
@@ -164,7 +158,7 @@ class Writer:
             aside = self._worklist.aside[key]
             await self._clock.sleep(aside.at - self._clock.monotonic())
             aside.again = False
-            [written] = await self._recorder_aside.record(await self._rows([aside.flight]), tried=True)
+            [written] = await self._recorder_aside.record(self._rows([aside.flight]), tried=True)
             if written is None:
                 self._set_aside(aside.flight)
                 continue
