@@ -6,6 +6,7 @@ import asyncio
 
 from bridge.core.cluster.post import UNDER_WAY
 from bridge.core.contract.letters import Forwarded, decode_letter
+from bridge.core.ports.nodes import Sent
 from tests.core.test_nodes import LIMITS, held, ids, online, ticks
 from tests.support.house import to
 from tests.support.town import Town, town
@@ -42,3 +43,22 @@ async def test_a_push_waits_for_the_confirm_of_another_only_where_many_are_under
         assert pushes(made) == [1] * UNDER_WAY + [more]
         assert ids(peer) == [f"p{n}" for n in range(1 + UNDER_WAY + more)]
         assert not a.core.cluster.post.busy
+
+
+async def test_what_was_lost_with_a_queue_is_sent_again_with_its_data_once() -> None:
+    users = [f"u{n}" for n in range(7)]
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peers = [await online(b, user) for user in users]
+        made.fate = lambda letter: Sent.DELIVERED  # into a queue that goes with its connection
+        await a.push({"id": "p1", "to": {"users": users}, "data": 1, "ttl": 60})
+        await a.push({"id": "p2", "to": {"users": users}, "data": 1, "ttl": 60})
+        await until(lambda: sum(pushes(made)) == 2)
+        made.fate = lambda letter: None
+        made.letters.clear()
+        await made.moves("b")
+        await a.push(to("u0", "p3"))
+        await until(lambda: ids(peers[0]) == ["p1", "p2", "p3"])
+        items = [item for letter in made.letters for item in decode_letter(letter.body).items]
+        sent = [(item.push_id, list(item.users)) for item in items if isinstance(item, Forwarded)]
+        assert sent == [("p1", users), ("p2", users), ("p3", ["u0"])]
+        assert [ids(peer) for peer in peers[1:]] == [["p1", "p2"]] * 6
