@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from bridge.core.errors import StatementFailed
 from bridge.core.model.rows import Row
 from bridge.core.ports.store import Written
@@ -11,9 +13,20 @@ from tests.support.house import BOUNDS, house, settlement_house, to
 from tests.support.waiting import until
 
 
-async def test_rows_are_written_in_batches_as_large_as_the_core_is_told() -> None:
-    bounds = BOUNDS._replace(settlement=BOUNDS.settlement._replace(batch_rows=3))
-    async with house(bounds=bounds) as h:
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"batch_rows": 3}, [3, 3, 1]),
+        # Seven wait, then five, then three: while more than four do, others get their turns sooner.
+        ({"batch_rows": 3, "many_rows": 4, "batch_of_many": 2}, [2, 2, 3]),
+    ],
+    ids=("few", "many"),
+)
+async def test_rows_are_written_in_batches_as_large_as_the_core_is_told(
+    bounds: dict[str, int], expected: list[int]
+) -> None:
+    settlement = BOUNDS.settlement._replace(**bounds)
+    async with house(bounds=BOUNDS._replace(settlement=settlement)) as h:
         batches: list[int] = []
         record = h.store.record
 
@@ -24,7 +37,7 @@ async def test_rows_are_written_in_batches_as_large_as_the_core_is_told() -> Non
         h.store.record = noted  # type: ignore[method-assign]
         await h.push([to("absent", f"p{n}") for n in range(7)])
         await h.settled(1)
-        assert batches == [3, 3, 1]
+        assert batches == expected
 
 
 async def test_a_row_waits_a_moment_for_others_to_be_written_with_it_and_many_do_not_wait() -> None:
