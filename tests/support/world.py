@@ -998,9 +998,10 @@ class World:
                 yield f"a fallback that is due at rest: {key}"
             if not row.fallback_key or key in times or row.proven_at is not None:
                 continue
-            taken_back = row.collapse_key or self._recalled(row)
+            # A push that the bridge gives up, since it was handed out too often, is rejected: it has none.
+            has_none = row.collapse_key or row.outcome is Outcome.REJECTED or self._recalled(row)
             over = row.published_at + float(row.fallback_key) < self.clock.now - 2
-            if over and row.outcome not in DELIVERED and not taken_back:
+            if over and row.outcome not in DELIVERED and not has_none:
                 yield f"a fallback that was forgotten: {key} {row.outcome}/{row.reason}"
 
     def _recalled(self, row: Row) -> bool:
