@@ -47,8 +47,8 @@ class ServiceLimits:
     new_objects: int = 10_000
     """New objects after which the garbage collector looks at the youngest. The interpreter's own 700 costs latency."""
     young_looks: int = 2
-    """Such looks after which it looks at those that outlived one, too. With the interpreter's own ten that takes 35 ms
-    where a push goes to 10,000 sessions."""
+    """Such looks after which it looks at those that outlived one, too. With the interpreter's own ten that takes
+    longer than anybody should wait where a push goes to 10,000 sessions."""
     old_looks: int = 50
     """And looks at those after which it looks at all: as seldom as with the interpreter's own numbers."""
     settling_look: float = 0.05
