@@ -786,11 +786,13 @@ async def test_a_reader_delays_the_drop_and_stops_no_writer(database: str, store
         while not upkeep.done():
             writing = asyncio.create_task(store.record([row(f"w{written}")]))
             while not writing.done():
-                # A plain DETACH waits for the reader, and every writer queues for its lock behind it.
+                # A plain DETACH waits for the reader, and every writer queues for its lock behind it. A writer may wait
+                # for somebody who does not wait: a new partition is visible a moment before its lock is released.
                 cursor = await watcher.execute(
                     "select count(*) from pg_locks l join pg_stat_activity a using (pid)"
                     " where not l.granted and l.locktype = 'relation' and a.query like '%record_rows%'"
                     " and a.pid <> pg_backend_pid()"
+                    " and exists (select from pg_locks b where not b.granted and b.pid = any(pg_blocking_pids(a.pid)))"
                 )
                 [(waiting,)] = await cursor.fetchall()
                 held_back += waiting
