@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
@@ -126,7 +125,7 @@ class Guest(Offered):
             self._report(word, unsent, "", why is Reason.NO_PROOF_POSSIBLE)
 
 
-class _Unheard(NamedTuple):
+class _Said(NamedTuple):
     """A report that its owner may not have."""
 
     boot: str
@@ -162,7 +161,7 @@ class Hosting:
         self._late = late
         self._clock = clock
         self._guests: dict[RowKey, Guest] = {}
-        self._unheard: deque[_Unheard] = deque(maxlen=UNHEARD_MAX)
+        self._unheard = cluster.unheard_reports
         self._touched: set[Session] = set()
 
     def offer(self, boot: str, forwarded: Forwarded) -> None:
@@ -192,7 +191,7 @@ class Hosting:
                 del self._guests[key]
             said = Report(number, word, why, session, unprovable)
             # A first proof is soon followed by a better one.
-            self._report(_Unheard(boot, key, said, self._clock.time()), soon=ended or word is not Word.HANDED)
+            self._report(_Said(boot, key, said, self._clock.time()), soon=ended or word is not Word.HANDED)
 
         known = self._guests.get(key)
         if known is not None:
@@ -268,21 +267,20 @@ class Hosting:
 
     # --- reports ---
 
-    def _report(self, one: _Unheard, *, soon: bool = True) -> None:
-        self._post.add(one.boot, one.report, partial(self._not_heard, one), soon=soon)
+    def _report(self, one: _Said, number: int = 0, *, soon: bool = True) -> None:
+        self._post.add(one.boot, one.report, partial(self._not_heard, one, number), soon=soon)
 
-    def _not_heard(self, one: _Unheard, sent: Sent) -> None:
-        self._unheard.append(one)
+    def _not_heard(self, one: _Said, number: int, sent: Sent) -> None:
+        if len(self._unheard) >= UNHEARD_MAX:
+            self._unheard.drop_oldest(one.boot)
+        self._unheard.add(one.boot, partial(self._say_again, one), number)
 
-    def every_second(self) -> None:
-        """Called each second: report again what was not delivered. What a dead owner will never hear is noted in the
-        row, which has its final outcome by then."""
-        for _ in range(len(self._unheard)):
-            one = self._unheard.popleft()
-            if self._neighbours.of_boot(one.boot) is not None:
-                self._report(one)
-            elif one.report.word in (Word.RECEIVED, Word.ACKED):
-                self._late(LateProof(one.key, one.at))
+    def _say_again(self, one: _Said, number: int) -> None:
+        """What a dead owner will never hear is noted in the row, which has its final outcome by then."""
+        if self._neighbours.of_boot(one.boot) is not None:
+            self._report(one, number)
+        elif one.report.word in (Word.RECEIVED, Word.ACKED):
+            self._late(LateProof(one.key, one.at))
 
 
 def _has_passed(session: Session, key: RowKey, position: int) -> bool:
