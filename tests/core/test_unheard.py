@@ -203,9 +203,9 @@ def test_over_the_bound_the_oldest_of_the_same_process_goes() -> None:
     assert (said, len(unheard), "b" in unheard) == ([3], 0, False)
 
 
-async def test_reports_over_the_bound_cost_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.core.cluster.hosting.UNHEARD_MAX", 3)
+async def test_reports_over_the_bound_cost_the_oldest() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [_, b]):
+        b.core.cluster.unheard_reports._most = 3
         made.fate = lambda letter: Sent.UNREACHABLE
         for number in range(1, 6):
             report(b, number)
@@ -215,3 +215,19 @@ async def test_reports_over_the_bound_cost_the_oldest(monkeypatch: pytest.Monkey
         b.core.every_second()
         await turns()
         assert heard(made) == [3, 4, 5]
+
+
+async def test_rings_over_the_bound_are_given_up() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [_, b]):
+        ringing = b.core.cluster.ringing
+        ringing._unheard._most = 3
+        made.fate = lambda letter: Sent.UNREACHABLE
+        for number in range(1, 6):
+            ring(b, number)
+        await until(lambda: not b.core.cluster.post.busy)
+        assert ringing.due("u5") is None
+        made.letters.clear()
+        made.fate = lambda letter: None
+        b.core.every_second()
+        await turns()
+        assert heard(made) == [1, 2, 3]

@@ -113,7 +113,8 @@ class Guest(Offered):
 class Guests:
     """At most one for each key. All that is here is found in the order in which it came."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = GUESTS_MAX) -> None:
+        self._most = most
         self._of_key: dict[RowKey, Guest] = {}
         # Nearly every push has one user here: no dictionary is made for those.
         self._of_push: dict[PushKey, Guest | dict[RowKey, Guest]] = {}
@@ -139,7 +140,7 @@ class Guests:
             self._of_push[push] = {first.key: first, key: guest}
         if guest.collapse_key:
             self._of_place.setdefault((key.tenant, key.user, guest.collapse_key), {})[key] = guest
-        if len(self._of_key) > GUESTS_MAX:
+        if len(self._of_key) > self._most:
             self.remove(next(iter(self._of_key.values())))
 
     def remove(self, guest: Guest) -> None:

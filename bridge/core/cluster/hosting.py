@@ -24,8 +24,6 @@ from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 
-UNHEARD_MAX: Final = 100_000
-"""Reports that could not be delivered and are sent again; over it the oldest are dropped."""
 JUST_OPENED: Final = 1.0
 """Seconds: a session that opened not longer before a push was taken may have opened after it, by another clock."""
 
@@ -174,7 +172,7 @@ class Hosting:
         self._post.add(one.boot, one.report, partial(self._not_heard, one, number), soon=soon)
 
     def _not_heard(self, one: _Said, number: int, sent: Sent) -> None:
-        if len(self._unheard) >= UNHEARD_MAX:
+        if self._unheard.full:
             self._unheard.drop_oldest(one.boot)
         self._unheard.add(one.boot, partial(self._say_again, one), number)
 

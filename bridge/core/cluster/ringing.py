@@ -24,8 +24,6 @@ from bridge.core.settlement.persistence import Persistence
 
 USERS: Final = 500
 """Users that one statement asks for."""
-UNHEARD_MAX: Final = 100_000
-"""Rings that are tried again; over it they are given up, and their users get the pushes when they come back."""
 TRY_AGAIN: Final = 1.0
 """Seconds until users are asked for again, where the statement fails though the database is there."""
 
@@ -118,8 +116,8 @@ class Ringing:
 
     def _not_heard(self, boot: str, ring: Ring, number: int, sent: Sent) -> None:
         """It may listen on another queue by now, and have read its mailboxes before this was stored."""
-        if len(self._unheard) >= UNHEARD_MAX:
-            return
+        if self._unheard.full:
+            return  # the user gets the push when they come back
         self._unheard.add(boot, partial(self._ring_again, boot, ring), number)
         if not ring.delivered:
             position, rings = self._missed.get(ring.user, _Missed(ring.position, 0))

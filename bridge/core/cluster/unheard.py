@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
+UNHEARD_MAX: Final = 100_000
+"""Reports, and rings, that are kept to be said again."""
 AT_ONCE: Final = 500
 """How many are said to one process in one turn of the loop: about a letter."""
 
@@ -23,13 +25,19 @@ class _Unsaid(NamedTuple):
 class Unheard:
     """What could not be delivered, by process."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = UNHEARD_MAX) -> None:
+        self._most = most
         self._lines: dict[str, list[_Unsaid]] = {}
         self._size = 0
         self._last = 0
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def full(self) -> bool:
+        """Whether there is as much as may be kept."""
+        return self._size >= self._most
 
     def __contains__(self, boot: str) -> bool:
         """Whether the process with this boot has not heard something."""
