@@ -28,6 +28,8 @@ PAGE: Final = 500
 ENDED_WITHIN: Final = 10.0
 """Seconds in which running bridges should have ended what was withdrawn, and closed the sessions."""
 _LOOK_EVERY: Final = 0.1
+_FIRST: Final = "-infinity"
+"""Before all times."""
 _NAME: Final = re.compile(r"forgotten-[0-9a-f]{32}")
 
 
@@ -108,6 +110,8 @@ _PLANS: LiteralString = """
     select set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
            set_config('enable_mergejoin', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true)
     """
+# For a page of many rows: they are read in the order of their index, from the page before on, and not sorted.
+_IN_ORDER: LiteralString = "select set_config('enable_sort', 'off', true)"
 # Final, nothing owed, and no process at its fallback: no writer looks for the row by its user any more.
 _AT_REST: LiteralString = """
     l.final and l.owed is null and (l.fallback_due is null or l.fallback_claim is null)
@@ -116,15 +120,21 @@ _OPEN: LiteralString = """
     select count(*) from session s where s.user_id = %(user)s and s.closed_at is null
       and exists (select from node n where n.boot = s.boot and n.seen_at > clock_timestamp() - interval '5 seconds')
     """
-# A push that was published again on the same day may have a row under either name: that one gets a name of its own.
+# A push that was published again on the same day may have a row under either name: that one gets a name of its own. It
+# is looked for row by row (`offset 0`): as a join it might read all rows of the name for each page.
+_COLLIDES: LiteralString = """
+    exists (
+        select from delivery_log o
+        where o.push_id = l.push_id and o.user_id = %(name)s and o.tenant = l.tenant and o.day = l.day
+        offset 0)
+    """
+# Only the index by user has this order, since the condition names no single user.
 _ROWS: LiteralString = f"""
     with mine as materialized (
-        select l.day, l.tenant, l.push_id, l.content is not null as shared from delivery_log l
-        where nullif(l.user_id, '') = %(user)s and {_AT_REST}
-          and not exists (
-              select from delivery_log o
-              where o.push_id = l.push_id and o.user_id = %(name)s and o.tenant = l.tenant and o.day = l.day)
-        order by l.taken_at limit %(limit)s
+        select l.day, l.tenant, l.push_id, l.taken_at, l.content is not null as shared from delivery_log l
+        where nullif(l.user_id, '') between %(user)s and %(user)s and l.taken_at >= %(after)s::timestamptz
+          and {_AT_REST} and not {_COLLIDES}
+        order by nullif(l.user_id, ''), l.taken_at limit %(limit)s
         for update of l skip locked),
     done as (
         update delivery_log l set
@@ -133,15 +143,12 @@ _ROWS: LiteralString = f"""
             fallback_due = null, fallback_key = null, fallback_claim = null
         from mine m
         where l.day = m.day and l.push_id = m.push_id and l.user_id = %(user)s and l.tenant = m.tenant
-        returning m.shared)
-    select count(*), count(*) filter (where shared) from done
+        returning m.taken_at, m.shared)
+    select count(*), count(*) filter (where shared), max(taken_at) from done
     """
 _COLLIDING: LiteralString = f"""
     select count(*) from (
-        select from delivery_log l where nullif(l.user_id, '') = %(user)s and {_AT_REST}
-          and exists (
-              select from delivery_log o
-              where o.push_id = l.push_id and o.user_id = %(name)s and o.tenant = l.tenant and o.day = l.day)
+        select from delivery_log l where nullif(l.user_id, '') = %(user)s and {_AT_REST} and {_COLLIDES}
         limit 1) c
     """
 _STORED: LiteralString = """
@@ -366,18 +373,25 @@ class Forgetting:
             self.done.revocations += changed[0]
 
     async def _rows(self) -> None:
+        after = _FIRST
         while True:
-            while changed := await self._changed(_ROWS):
-                self.done.rows += changed[0]
-                self._shared += changed[1]
-            if not (await self._ask(_COLLIDING))[0][0]:
+            changed, shared, last = (await self._ask(_ROWS, in_order=True, after=after))[0]
+            if changed:
+                self.done.rows += changed
+                self._shared += shared
+                after = last
+                self._on_progress()
+            elif after is not _FIRST:
+                after = _FIRST  # some may have come to rest meanwhile
+            elif (await self._ask(_COLLIDING))[0][0]:
+                self._names.append(new_name())
+                self._params["name"] = self._names[-1]
+            else:
                 return
-            self._names.append(new_name())
-            self._params["name"] = self._names[-1]
 
     async def _bodies(self) -> Any:
         """Rows of rejected requests that name the user, page by page."""
-        after: dict[str, object] = {"after": None, "push": "", "tenant": ""}
+        after: dict[str, Any] = {"after": None, "push": "", "tenant": ""}
         while page := await self._ask(_BODIES, **after):
             after = {"after": page[-1][0], "push": page[-1][3], "tenant": page[-1][2]}
             yield [
@@ -395,7 +409,7 @@ class Forgetting:
 
     async def _actions(self) -> int:
         """Rename the user in table ops_action; returns in how many rows the id is within a longer text."""
-        after: dict[str, object] = {"after": None, "id": None}
+        after: dict[str, Any] = {"after": None, "id": None}
         inside = 0
         while page := await self._ask(_ACTIONS, **after):
             after = {"after": page[-1][0], "id": page[-1][1]}
@@ -420,10 +434,14 @@ class Forgetting:
         self._on_progress()
         return tuple(int(count) for count in counts)
 
-    async def _ask(self, query: LiteralString, **more: object) -> Sequence[tuple[Any, ...]]:
+    async def _ask(
+        self, query: LiteralString, *, in_order: bool = False, **more: object
+    ) -> Sequence[tuple[Any, ...]]:
         async def work(conn: Connection) -> Sequence[tuple[Any, ...]]:
             async with conn.transaction():
                 await conn.execute(_PLANS)
+                if in_order:
+                    await conn.execute(_IN_ORDER)
                 return await (await conn.execute(query, {**self._params, **more})).fetchall()
 
         return await self._connections.run(work)

@@ -40,7 +40,7 @@ LISTED_ALL_THE_SAME = frozenset(
     (
         "Hub._wheel", "Appointments._heap", "_Batch.failures", "KeySet._by_kid",
         "Partitions._consumers", "Partitions._leave", "Partitions._tasks", "_Owed.since", "_Owed.asked", "_Peer.unread",
-        "_Unwritten.flights", "_Unwritten.unasked",
+        "_Unwritten.flights", "_Unwritten.unasked", "_Unwritten.unsure",
         "Neighbours._taking", "Share.waiting", "SharedInbox._ring", "SharedInbox._taken", "Shares._shares",
     )
 )  # fmt: skip

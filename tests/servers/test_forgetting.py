@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -15,7 +17,7 @@ from bridge.app.clock import SystemClock
 from bridge.cli import main
 from bridge.devservers import Servers
 from bridge.devservers.postgres import PrivatePostgres
-from bridge.operator.forgetting import PAGE, Forgetting, Left, new_name
+from bridge.operator.forgetting import _FIRST, _ROWS, PAGE, Forgetting, Left, new_name
 from bridge.operator.naming import body_names, renamed
 from tests.servers.test_kept import all_stored, session, when
 from tests.servers.test_replay import Log, log
@@ -206,6 +208,83 @@ async def test_many_rows_are_changed_page_by_page_and_a_row_of_both_names_gets_a
     assert len(found) == 1205
     assert len({row["user_id"] for row in found}) == 3
     assert traces(dumped(servers, database)) == []
+
+
+def most_rows(plan: dict[str, Any]) -> int:
+    """The most rows that a node of a plan has returned at once."""
+    own: int = plan["Actual Rows"]
+    return max([own, *map(most_rows, plan.get("Plans", ()))])
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_page_reads_the_rows_that_it_changes_and_no_others(
+    database: str, log: Log, analyzed: bool
+) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        for number in range(5 * PAGE):
+            log(f"p{number}", USER)
+            log(f"other{number}", f"u{number}")
+        if analyzed:
+            conn.execute("analyze delivery_log")
+    work = Forgetting(database, USER, new_name(), SystemClock(), lambda: None)
+    after: Any = _FIRST
+    for _ in range(3):
+        ((_, _, after),) = await work._ask(_ROWS, in_order=True, after=after)
+    ((found,),) = await work._ask("explain (analyze, format json)" + _ROWS, in_order=True, after=after)
+    await work.close()
+    assert most_rows(found[0]["Plan"]) == PAGE
+
+
+async def test_a_page_begins_where_the_one_before_has_ended(
+    database: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = datetime.now(UTC)
+    for number in range(2 * PAGE + 1):
+        log(f"p{number}", USER, taken_at=began + timedelta(seconds=number))
+    work = Forgetting(database, USER, new_name(), SystemClock(), lambda: None)
+    ask, after = work._ask, []
+
+    async def noted(query: LiteralString, *, in_order: bool = False, **more: object) -> Any:
+        if query is _ROWS:
+            after.append(more["after"])
+        return await ask(query, in_order=in_order, **more)
+
+    monkeypatch.setattr(work, "_ask", noted)
+    await work.run(keep_revocations=False)
+    await work.close()
+    lasts = [began + timedelta(seconds=number) for number in (PAGE - 1, 2 * PAGE - 1, 2 * PAGE)]
+    assert after == [_FIRST, *lasts, _FIRST]
+    assert work.done.rows == 2 * PAGE + 1
+
+
+async def test_rows_that_were_taken_at_the_same_time_are_all_changed(database: str, log: Log) -> None:
+    at_once = datetime.now(UTC)
+    for number in range(2 * PAGE + 1):
+        log(f"p{number}", USER, taken_at=at_once)
+    work = Forgetting(database, USER, new_name(), SystemClock(), lambda: None)
+    left = await work.run(keep_revocations=False)
+    await work.close()
+    assert (left.in_flight, work.done.rows) == (0, 2 * PAGE + 1)
+
+
+async def test_a_row_that_comes_to_rest_while_newer_ones_are_changed_is_changed_too(
+    database: str, log: Log
+) -> None:
+    log("flying", USER, age=900.0, final=False, outcome="pending", reason="awaiting_proof", finished_at=None)
+    for number in range(PAGE + 1):
+        log(f"p{number}", USER)
+
+    def ends() -> None:
+        with psycopg.connect(database, autocommit=True) as conn:
+            conn.execute(
+                "update delivery_log set outcome = 'unknown', reason = 'no_proof', final = true,"
+                " finished_at = now() where outcome = 'pending'"
+            )
+
+    work = Forgetting(database, USER, new_name(), SystemClock(), ends)
+    left = await work.run(keep_revocations=False)
+    await work.close()
+    assert (left.in_flight, work.done.rows) == (0, PAGE + 2)
 
 
 async def test_a_run_that_is_interrupted_goes_on_under_the_same_name(database: str, log: Log) -> None:

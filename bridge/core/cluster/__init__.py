@@ -1,5 +1,5 @@
 """Pushes to sessions at other nodes, and from other nodes to sessions here.
 
-Read `neighbours`, `post`, `forwards`, `hosting`, `ringing` in this order. May import the mailbox and what is below it.
-Must not know how a message is taken, or what carries a letter.
+Read `neighbours`, `unheard`, `post`, `forwards`, `guests`, `hosting`, `ringing` in this order. May import the mailbox
+and what is below it. Must not know how a message is taken, or what carries a letter.
 """

@@ -9,6 +9,7 @@ from bridge.core.cluster.lately import Lately
 from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.cluster.post import Post
 from bridge.core.cluster.ringing import Ringing
+from bridge.core.cluster.unheard import Unheard
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Directory, NodePost
 from bridge.core.ports.plugins import ErrorHandler, Metrics
@@ -34,7 +35,9 @@ class Cluster:
         self.directory = directory
         self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
         self.lately = Lately(self.neighbours)
-        self.post = Post(post, self.neighbours, metrics, clock, boot)
+        self.unheard_reports, unheard_rings = Unheard(), Unheard()
+        unheard = (self.unheard_reports, unheard_rings)
+        self.post = Post(post, self.neighbours, metrics, clock, boot, unheard)
         self.forwards = Forwards(post=self.post, clock=clock)
         self.ringing = Ringing(
             directory,
@@ -42,6 +45,7 @@ class Cluster:
             routed=routed,
             neighbours=self.neighbours,
             post=self.post,
+            unheard=unheard_rings,
             errors=errors,
             clock=clock,
         )

@@ -168,7 +168,7 @@ class Forwards:
             out = self._forget(number)
             if out is not None:
                 out.flight.answered()
-                out.flight.unreached(out.boot)
+                out.flight.unreached(out.boot, now)
                 out.flight.lost(now, handed=False, why=Reason.NODE_UNREACHABLE)
 
     def reported(self, boot: str, node: str, report: Report) -> Forward | None:
@@ -203,7 +203,7 @@ class Forwards:
         self._forget(report.number)
         flight, word = out.flight, report.word
         if word is not Word.EXCLUDED:
-            flight.unreached(out.boot)  # who opens a session there from now on lacks it
+            flight.unreached(out.boot, now)  # who opens a session there from now on lacks it
         moved = word is Word.ABSENT and not isinstance(out.request.target, ToSession)
         # Who has opened a session elsewhere has read what has a row, or was rung for it.
         stored = flight.kept is not None and flight.parked

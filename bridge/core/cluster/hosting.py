@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.cluster import Cluster
+from bridge.core.cluster.guests import Guest, Guests
 from bridge.core.contract.frames import bare_frame, push_frame
 from bridge.core.contract.letters import Forwarded, Report, Word
 from bridge.core.inflight.inflight import MICRO, InFlight
-from bridge.core.inflight.offered import Offered, keys_of
+from bridge.core.inflight.offered import keys_of
 from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.withdrawing import Withdrawing
-from bridge.core.model.outcomes import Proof, Reason
+from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import Encoding, PushRequest, Recall, ToTopic, ToUsers
 from bridge.core.model.rows import LateProof, RowKey
 from bridge.core.model.sessions import CloseReason, Mode
@@ -24,109 +24,11 @@ from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 
-GUESTS_MAX: Final = 100_000
-"""Pushes of others that are remembered for a recall or a repeat; over it the oldest are forgotten."""
-UNHEARD_MAX: Final = 100_000
-"""Reports that could not be delivered and are sent again; over it the oldest are dropped."""
 JUST_OPENED: Final = 1.0
 """Seconds: a session that opened not longer before a push was taken may have opened after it, by another clock."""
 
 
-class Guest(Offered):
-    """A push that another node owns. It reports what its sessions report, each proof once."""
-
-    __slots__ = (
-        "_best",
-        "_clock",
-        "_open",
-        "_prover",
-        "_report",
-        "_unprovable",
-        "_withdrawn",
-        "collapse_key",
-        "expires_at",
-    )
-
-    def __init__(
-        self, key: RowKey, forwarded: Forwarded, clock: Clock, report: Callable[[Word, str, str, bool], None]
-    ) -> None:
-        self.key = key
-        self.confirm = Proof(forwarded.confirm)
-        self.collapse_key = forwarded.collapse_key
-        self.position = forwarded.position
-        self.expires_at = forwarded.expires_at
-        self._clock = clock
-        self._report = report
-        self._best = Proof.NONE
-        self._prover = ""
-        self._open = 0
-        self._unprovable = False
-        """Only sessions have handed it over whose clients have never proven anything."""
-        self._withdrawn = False
-
-    @property
-    def withdrawn(self) -> bool:
-        """See `Offered`."""
-        if self.expires_at is not None and self._clock.time() >= self.expires_at:
-            return True
-        return self._withdrawn
-
-    @property
-    def kept_elsewhere(self) -> bool:
-        """See `Offered`."""
-        return self.expires_at is not None and self._best < self.confirm and not self.withdrawn
-
-    def withdraw(self) -> None:
-        """A recall names it."""
-        self._withdrawn = True
-
-    def rebound(self, report: Callable[[Word, str, str, bool], None]) -> None:
-        """It has another owner, who is told what was proven by now."""
-        self._report = report
-        if self._best is not Proof.NONE:
-            report(Word(self._best - 1), "", self._prover, self._unprovable)
-
-    def addressed(self, sessions: int) -> None:
-        """It was offered to this many more sessions."""
-        self._open += sessions
-
-    def handed(self, now: float, by: str, *, unprovable: bool = False) -> None:
-        """See `Offered`."""
-        if self._best is Proof.NONE:
-            self._unprovable = unprovable
-        elif self._unprovable and not unprovable and self._best is Proof.WRITTEN:
-            self._unprovable = False
-            self._report(Word.HANDED, "", by, False)
-            return
-        self._proven(Proof.WRITTEN, Word.HANDED, by)
-
-    def received(self, now: float, by: str) -> None:
-        """See `Offered`."""
-        self._proven(Proof.RECEIVED, Word.RECEIVED, by)
-
-    def acked(self, now: float, by: str) -> None:
-        """See `Offered`."""
-        self._proven(Proof.ACKED, Word.ACKED, by)
-
-    def _proven(self, proof: Proof, word: Word, by: str) -> None:
-        if proof > self._best:
-            self._best = proof
-            self._prover = by
-            self._report(word, "", by, self._unprovable)
-
-    def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> None:
-        """See `Offered`."""
-        self._open -= 1
-        if self._open == 0 and self._best < self.confirm:
-            if self._best > Proof.WRITTEN:
-                # Said again: what was said before may come after this one, which is the last word.
-                self._report(Word(self._best - 1), "", self._prover, self._unprovable)
-            word = Word.UNSENT if self._best is Proof.NONE else Word.LOST
-            unsent = "" if why is None or word is Word.LOST else why.value
-            self._report(word, unsent, "", why is Reason.NO_PROOF_POSSIBLE)
-
-
-class _Unheard(NamedTuple):
+class _Said(NamedTuple):
     """A report that its owner may not have."""
 
     boot: str
@@ -161,8 +63,8 @@ class Hosting:
         self._close = close
         self._late = late
         self._clock = clock
-        self._guests: dict[RowKey, Guest] = {}
-        self._unheard: deque[_Unheard] = deque(maxlen=UNHEARD_MAX)
+        self._guests = Guests()
+        self._unheard = cluster.unheard_reports
         self._touched: set[Session] = set()
 
     def offer(self, boot: str, forwarded: Forwarded) -> None:
@@ -188,11 +90,11 @@ class Hosting:
 
         def report(word: Word, why: str, session: str, unprovable: bool) -> None:
             ended = word >= Word.LOST or word >= forwarded.confirm - 1
-            if ended and self._guests.get(key) is guest:
-                del self._guests[key]
+            if ended:
+                self._guests.remove(guest)
             said = Report(number, word, why, session, unprovable)
             # A first proof is soon followed by a better one.
-            self._report(_Unheard(boot, key, said, self._clock.time()), soon=ended or word is not Word.HANDED)
+            self._report(_Said(boot, key, said, self._clock.time()), soon=ended or word is not Word.HANDED)
 
         known = self._guests.get(key)
         if known is not None:
@@ -217,9 +119,7 @@ class Hosting:
         if not sessions:
             report(Word.UNSENT, "", "", False)
             return
-        self._guests[key] = guest
-        if len(self._guests) > GUESTS_MAX:
-            del self._guests[next(iter(self._guests))]
+        self._guests.add(guest)
         guest.addressed(len(sessions))
         for session in sessions:
             frame = frames.get(session.mode)
@@ -255,7 +155,7 @@ class Hosting:
 
     def recall(self, recall: Recall, until: int) -> None:
         """What a recall names, up to this position, is not sent any more, and sessions are told that may have it."""
-        named = [one for one in self._guests.values() if one.position <= until and _is_named(one, recall)]
+        named = [one for one in self._guests.named(recall) if one.position <= until]
         for guest in named:
             guest.withdraw()
         self._withdrawing.withdraw([(guest.key.user, guest.key.push_id) for guest in named], recall.tenant)
@@ -268,21 +168,20 @@ class Hosting:
 
     # --- reports ---
 
-    def _report(self, one: _Unheard, *, soon: bool = True) -> None:
-        self._post.add(one.boot, one.report, partial(self._not_heard, one), soon=soon)
+    def _report(self, one: _Said, number: int = 0, *, soon: bool = True) -> None:
+        self._post.add(one.boot, one.report, partial(self._not_heard, one, number), soon=soon)
 
-    def _not_heard(self, one: _Unheard, sent: Sent) -> None:
-        self._unheard.append(one)
+    def _not_heard(self, one: _Said, number: int, sent: Sent) -> None:
+        if self._unheard.full:
+            self._unheard.drop_oldest(one.boot)
+        self._unheard.add(one.boot, partial(self._say_again, one), number)
 
-    def every_second(self) -> None:
-        """Called each second: report again what was not delivered. What a dead owner will never hear is noted in the
-        row, which has its final outcome by then."""
-        for _ in range(len(self._unheard)):
-            one = self._unheard.popleft()
-            if self._neighbours.of_boot(one.boot) is not None:
-                self._report(one)
-            elif one.report.word in (Word.RECEIVED, Word.ACKED):
-                self._late(LateProof(one.key, one.at))
+    def _say_again(self, one: _Said, number: int) -> None:
+        """What a dead owner will never hear is noted in the row, which has its final outcome by then."""
+        if self._neighbours.of_boot(one.boot) is not None:
+            self._report(one, number)
+        elif one.report.word in (Word.RECEIVED, Word.ACKED):
+            self._late(LateProof(one.key, one.at))
 
 
 def _has_passed(session: Session, key: RowKey, position: int) -> bool:
@@ -291,15 +190,6 @@ def _has_passed(session: Session, key: RowKey, position: int) -> bool:
     if position >= session.read_to or session.opened_at < position / MICRO - JUST_OPENED:
         return False
     return key not in keys_of((*session.waiting_pushes(), *session.handed_pushes()))
-
-
-def _is_named(guest: Guest, recall: Recall) -> bool:
-    key = guest.key
-    if key.tenant != recall.tenant:
-        return False
-    if recall.push_id:
-        return key.push_id == recall.push_id
-    return key.user == recall.user and guest.collapse_key == recall.collapse_key
 
 
 def _request_of(forwarded: Forwarded) -> PushRequest:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.neighbours import Neighbours
+from bridge.core.cluster.unheard import Unheard
 from bridge.core.contract.letters import Forwarded, Item, Report, encode_letter
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Letter, NodePost, Sent
@@ -86,9 +87,19 @@ class Post:
     """Sends what other nodes are to know."""
 
     def __init__(
-        self, mail: NodePost | None, neighbours: Neighbours, metrics: Metrics, clock: Clock, boot: str
+        self,
+        mail: NodePost | None,
+        neighbours: Neighbours,
+        metrics: Metrics,
+        clock: Clock,
+        boot: str,
+        unheard: Sequence[Unheard],
     ) -> None:
+        """`unheard`: what is to be said again."""
         self._mail = mail
+        self._unheard = unheard
+        self._again: dict[str, None] = {}
+        """Processes to which some of it is to be said now."""
         self._neighbours = neighbours
         self._metrics = metrics
         self._clock = clock
@@ -131,7 +142,8 @@ class Post:
                 peer.unread.popleft()
 
     def every_second(self) -> None:
-        """Called each second: tell what was read and not said yet, and find letters that nobody will read any more."""
+        """Called each second: tell what was read and not said yet, find letters that nobody will read any more, and say
+        again what was not heard."""
         give_up = self._clock.monotonic() - UNREAD_FOR
         for boot, peer in list(self._peers.items()):
             gone = self._neighbours.of_boot(boot) is None
@@ -146,6 +158,28 @@ class Post:
             elif peer.said < peer.read:
                 self._waiting.setdefault(boot, deque())
                 self._wake.set()
+        for unheard in self._unheard:
+            self._again.update(dict.fromkeys(unheard.boots))
+        self._say_again()
+
+    def _say_again(self) -> None:
+        """Say some of it to one process. The others have their turns of the loop."""
+        boot = next(iter(self._again), None)
+        if boot is None:
+            return
+        del self._again[boot]
+        gone = self._neighbours.of_boot(boot) is None
+        if gone or len(self._waiting.get(boot, ())) < ITEMS:
+            for unheard in self._unheard:
+                unheard.say_some(boot)
+        if gone and self._lacks(boot):
+            self._again[boot] = None  # no letter of it will be delivered
+        if self._again:
+            self._wake.set()
+
+    def _lacks(self, boot: str) -> bool:
+        """Whether the process with this boot has not heard something."""
+        return any(boot in unheard for unheard in self._unheard)
 
     def _peer(self, boot: str) -> _Peer:
         return self._peers.setdefault(boot, _Peer())
@@ -173,11 +207,13 @@ class Post:
                 await self._wake.wait()
                 self._wake.clear()
                 self._tell_those_that_failed()
+                self._say_again()
                 self.flush()
+                await self._clock.sleep(0)  # while nothing can be sent, each letter wakes this at once
 
     def flush(self) -> None:
         """Send what may be sent now, before the loop goes on: what else it has to do may take a while."""
-        while self._send():
+        while self._send() and not self._failed:
             pass
 
     async def _send_those_that_linger(self) -> None:
@@ -233,7 +269,10 @@ class Post:
         under.peer.under_way -= len(under.items)
         if sent is not Sent.DELIVERED:
             self._has_failed(under, sent)
-        elif under.boot in self._waiting:
+            return
+        if self._lacks(under.boot):
+            self._again[under.boot] = None
+        if under.boot in self._waiting or self._again:
             self._wake.set()
 
     def _has_failed(self, under: _Under, sent: Sent) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.cluster.post import Post
+from bridge.core.cluster.unheard import Unheard
 from bridge.core.contract.letters import Ring
 from bridge.core.errors import StatementFailed
 from bridge.core.model.rows import Row
@@ -23,10 +24,16 @@ from bridge.core.settlement.persistence import Persistence
 
 USERS: Final = 500
 """Users that one statement asks for."""
-UNHEARD_MAX: Final = 100_000
-"""Rings that are tried again; over it they are given up, and their users get the pushes when they come back."""
 TRY_AGAIN: Final = 1.0
 """Seconds until users are asked for again, where the statement fails though the database is there."""
+
+
+class _Missed(NamedTuple):
+    """Rings for stored pushes of one user that nobody has heard."""
+
+    position: int
+    """The lowest, at least since there was none."""
+    rings: int
 
 
 class Ringing:
@@ -40,10 +47,12 @@ class Ringing:
         routed: Callable[[], Awaitable[None]],
         neighbours: Neighbours,
         post: Post,
+        unheard: Unheard,
         errors: ErrorHandler,
         clock: Clock,
     ) -> None:
-        """`routed`: returns when the pushes that were taken until now are on their way to other nodes."""
+        """`routed`: returns when the pushes that were taken until now are on their way to other nodes. `unheard`: rings
+        that nobody has heard."""
         self._directory = directory
         self._routed = routed
         self._persistence = persistence
@@ -55,10 +64,9 @@ class Ringing:
         """The lowest position that each user may not have heard of."""
         self._delivered: list[tuple[str, int, Sequence[str]]] = []
         """Users and positions of kept pushes that were proven before they had a row, and who was forwarded them."""
-        self._unheard: list[tuple[str, Ring]] = []
-        """Rings that nobody has heard, and for which process they are."""
-        self._missed: dict[str, int] = {}
-        """The lowest position of those by user."""
+        self._unheard = unheard
+        self._missed: dict[str, _Missed] = {}
+        """By user, without those that are being rung again."""
         self._asking: dict[str, int] = {}
         """Those of them whose holders are being asked for."""
         self._wake = asyncio.Event()
@@ -80,7 +88,9 @@ class Ringing:
     def due(self, user: str) -> int | None:
         """From which position a user is about to be rung, or must be rung again; None where there is nothing to ring
         for."""
-        found = [due[user] for due in (self._grown, self._asking, self._missed) if user in due]
+        found = [due[user] for due in (self._grown, self._asking) if user in due]
+        if user in self._missed:
+            found.append(self._missed[user].position)
         return min(found, default=None)
 
     def taken_back(self, row: Row, keeps: str = "") -> None:
@@ -101,23 +111,25 @@ class Ringing:
         for boot in boots:
             self._ring(boot, Ring(user, position, delivered))
 
-    def _ring(self, boot: str, ring: Ring) -> None:
-        self._post.add(boot, ring, partial(self._not_heard, boot, ring))
+    def _ring(self, boot: str, ring: Ring, number: int = 0) -> None:
+        self._post.add(boot, ring, partial(self._not_heard, boot, ring, number))
 
-    def _not_heard(self, boot: str, ring: Ring, sent: Sent) -> None:
+    def _not_heard(self, boot: str, ring: Ring, number: int, sent: Sent) -> None:
         """It may listen on another queue by now, and have read its mailboxes before this was stored."""
-        if len(self._unheard) < UNHEARD_MAX:
-            self._unheard.append((boot, ring))
-            if not ring.delivered:
-                self._missed[ring.user] = min(ring.position, self._missed.get(ring.user, ring.position))
+        if self._unheard.full:
+            return  # the user gets the push when they come back
+        self._unheard.add(boot, partial(self._ring_again, boot, ring), number)
+        if not ring.delivered:
+            position, rings = self._missed.get(ring.user, _Missed(ring.position, 0))
+            self._missed[ring.user] = _Missed(min(position, ring.position), rings + 1)
 
-    def every_second(self) -> None:
-        """Called each second: ring again where nobody has heard it, as long as the process is known."""
-        unheard, self._unheard = self._unheard, []
-        self._missed.clear()
-        for boot, ring in unheard:
-            if self._neighbours.of_boot(boot) is not None:
-                self._ring(boot, ring)
+    def _ring_again(self, boot: str, ring: Ring, number: int) -> None:
+        if not ring.delivered:
+            position, rings = self._missed.pop(ring.user)
+            if rings > 1:
+                self._missed[ring.user] = _Missed(position, rings - 1)
+        if self._neighbours.of_boot(boot) is not None:
+            self._ring(boot, ring, number)
 
     async def run(self) -> None:
         """Ring as rows are stored, until cancelled."""
@@ -131,8 +143,10 @@ class Ringing:
                 found = await self._holders([*self._asking, *(user for user, _, _ in delivered)])
                 # Who is rung reads what is stored, and must have been sent what was taken before.
                 await self._routed()
+                # Also of older pushes that nobody has heard of: they are shown first.
                 rings = [
-                    (position, user, found.get(user, ()), False) for user, position in self._asking.items()
+                    (self.due(user) or position, user, found.get(user, ()), False)
+                    for user, position in self._asking.items()
                 ]
                 self._asking = {}
                 for user, position, holders in delivered:

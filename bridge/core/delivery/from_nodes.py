@@ -54,7 +54,6 @@ class FromNodes:
             clock=clock,
         )
         self._forwards = cluster.forwards
-        self._ringing = cluster.ringing
         self._router = router
         self._saying = saying
         self._inflight = inflight
@@ -95,8 +94,6 @@ class FromNodes:
     def every_second(self) -> None:
         """Called each second: say again what other nodes have not heard."""
         self._post.every_second()
-        self._hosting.every_second()
-        self._ringing.every_second()
 
     def _rung(self, ring: Ring) -> None:
         for user in self._hub.everyone() if ring.user == EVERYBODY else (ring.user,):

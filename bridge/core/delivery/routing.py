@@ -191,7 +191,7 @@ class Router:
         boots = None if user in self._unguessed else self._lately.guess(user)
         if boots and (flight.withdrawn or request.excluded or user in self._behind):
             return None
-        if boots and (self._ringing.due(user) is not None or self._older(flight, boots)):
+        if boots and (self._ringing.due(user) is not None or self._inflight.older_lacks(flight, boots)):
             return None
         return boots
 
@@ -300,7 +300,7 @@ class Router:
         else:
             self._lately.forget(user)  # many users are away
         rows = self._behind.get(user)
-        if rows is None and boots and not flight.withdrawn and self._older(flight, boots):
+        if rows is None and boots and not flight.withdrawn and self._inflight.older_lacks(flight, boots):
             self._inflight.write_unwritten(user, flight.position - 1)
             rows = self._behind[user] = []
         if rows is None:
@@ -308,16 +308,6 @@ class Router:
         else:
             # Also where nobody has the user any more: those that wait come first.
             rows.append((asked, boots))
-
-    def _older(self, flight: Flight, boots: Sequence[str]) -> bool:
-        """Whether the user has an older kept push without a row that not all of these processes were forwarded."""
-        wanted = tuple(boots)
-        for older in self._inflight.unwritten(flight.key.user):
-            if older.holders == wanted or older.position >= flight.position or older.ended:
-                continue
-            if not set(wanted) <= set(older.holders):
-                return True
-        return False
 
     def row_written(self, user: str) -> None:
         """A row of this user was committed: what waited for it goes on once all rows of that commit are known."""
@@ -337,7 +327,7 @@ class Router:
         waiting = self._behind.get(user, [])
         while waiting:
             asked, boots = waiting[0]
-            if self._older(asked.flight, boots):
+            if self._inflight.older_lacks(asked.flight, boots):
                 return
             del waiting[0]
             self._route_to(asked, boots)

@@ -36,6 +36,8 @@ class Effect(enum.Enum):
     """No proof came for now, and the ttl is not over: the row becomes `stored` and waits for the user."""
     SHOWN = 4
     """It is received, and its ack is awaited. Its row must say so now: who publishes its fallback looks there."""
+    LACKED = 5
+    """A process that it was forwarded to lacks it: what is forwarded there later must not overtake it."""
 
 
 class Owner(Protocol):
@@ -210,11 +212,11 @@ class Flight(Offered):
         """One of those nodes has said for the first time what became of it, or never got it."""
         self.silent -= 1
 
-    def unreached(self, boot: str) -> None:
-        """It did not get to this process, or is with no session there any more: what is forwarded there later must not
-        overtake it."""
+    def unreached(self, boot: str, now: float) -> Effect:
+        """It did not get to this process, or is with no session there any more."""
         self.came_back = True
         self.holders = tuple(holder for holder in self.holders if holder != boot)
+        return self._tell(Effect.LACKED, now)
 
     def not_there(self) -> None:
         """That node has no session of its user any more. Its holders are asked for again: nothing is decided yet."""

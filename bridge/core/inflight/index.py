@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from heapq import heappop, heappush
+from typing import Final
 
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.pushes import PushKey
 from bridge.core.model.rows import RowKey
+
+GONE_MAX: Final = 100
+"""Pushes of one user with rows that are still remembered as without one, and as many as are without one."""
 
 
 class _Unwritten:
@@ -15,7 +20,7 @@ class _Unwritten:
     looks at all of them whenever one is taken or written. (To find the first of a plain dictionary takes the longer,
     the more it has lost before it.)"""
 
-    __slots__ = ("flights", "last", "unasked")
+    __slots__ = ("boots", "flights", "last", "looks", "unasked", "unsure")
 
     def __init__(self) -> None:
         self.flights: OrderedDict[RowKey, Flight] = OrderedDict()
@@ -23,6 +28,12 @@ class _Unwritten:
         """Those of them that `ask_for` has not returned yet."""
         self.last = 0
         """The highest position."""
+        self.boots: frozenset[str] = frozenset()
+        """The processes that `is_lacked` was last asked about."""
+        self.unsure: list[tuple[int, int, Flight]] = []
+        """A heap, by position, of those that may lack at one of these processes; and of some that have a row by now."""
+        self.looks = 0
+        """How many were ever put there."""
 
     def add(self, flight: Flight) -> None:
         self.flights[flight.key] = self.unasked[flight.key] = flight
@@ -31,6 +42,7 @@ class _Unwritten:
             self.flights = _by_position(self.flights)
             self.unasked = _by_position(self.unasked)
         self.last = max(self.last, flight.position)
+        self.look_at(flight)
 
     def ask_for(self, until: int) -> list[Flight]:
         asked: list[Flight] = []
@@ -41,6 +53,27 @@ class _Unwritten:
         for flight in asked:
             del self.unasked[flight.key]
         return asked
+
+    def look_at(self, flight: Flight) -> None:
+        """It may lack at one of those processes."""
+        if len(self.unsure) > 2 * len(self.flights) + GONE_MAX:
+            self.boots, self.unsure = frozenset(), []
+        if self.boots:
+            self.looks += 1
+            heappush(self.unsure, (flight.position, self.looks, flight))
+
+    def is_lacked(self, before: int, boots: frozenset[str]) -> bool:
+        if boots != self.boots:
+            self.boots, self.unsure = boots, []
+            for flight in self.flights.values():
+                self.look_at(flight)
+        while self.unsure and self.unsure[0][0] < before:
+            flight = self.unsure[0][2]
+            counts = self.flights.get(flight.key) is flight and not flight.ended
+            if counts and not boots.issubset(flight.holders):
+                return True
+            heappop(self.unsure)
+        return False
 
 
 def _by_position(flights: OrderedDict[RowKey, Flight]) -> OrderedDict[RowKey, Flight]:
@@ -170,13 +203,8 @@ class Index:
             if roaming is not None and roaming.pop(key.user, None) is not None and not roaming:
                 del self._roaming[push]
 
-    def unwritten(self, user: str) -> Collection[Flight]:
-        """The flights of this user's pushes that have a ttl and no row yet, in the order they were taken."""
-        of_user = self._unwritten.get(user)
-        return list(of_user.flights.values()) if of_user is not None else ()
-
     def has_unwritten(self, user: str, until: int) -> bool:
-        """Whether there are any up to this position."""
+        """Whether this user has pushes up to this position that have a ttl and no row yet."""
         of_user = self._unwritten.get(user)
         return of_user is not None and next(iter(of_user.flights.values())).position <= until
 
@@ -185,6 +213,17 @@ class Index:
         now."""
         of_user = self._unwritten.get(user)
         return of_user.ask_for(until) if of_user is not None else ()
+
+    def is_lacked(self, user: str, before: int, boots: frozenset[str]) -> bool:
+        """Whether one of them before this position has not ended, and was not forwarded to all of these processes."""
+        of_user = self._unwritten.get(user)
+        return of_user is not None and bool(boots) and of_user.is_lacked(before, boots)
+
+    def lacked(self, flight: Flight) -> None:
+        """A process that it was forwarded to lacks it; idempotent."""
+        of_user = self._unwritten.get(flight.key.user)
+        if of_user is not None and of_user.flights.get(flight.key) is flight:
+            of_user.look_at(flight)
 
     def roaming(self, push: PushKey) -> dict[str, Flight]:
         """The flights of a push whose users came from the hub, by user."""

@@ -136,6 +136,9 @@ class InFlight:
         if effect is Effect.LATE:
             self._ends.late(LateProof(flight.key, now))
             return
+        if effect is Effect.LACKED:
+            self._index.lacked(flight)
+            return
         if effect is Effect.KEPT and flight.came_back:
             self._write_older(flight)  # a reader here has them written by itself
         elif effect is Effect.ENDED and flight.kept is not None and self._others():
@@ -212,9 +215,10 @@ class InFlight:
 
     # --- rows ---
 
-    def unwritten(self, user: str) -> Collection[Flight]:
-        """The user's pushes that have a ttl and no row yet, in the order in which they were taken."""
-        return self._index.unwritten(user)
+    def older_lacks(self, flight: Flight, boots: Collection[str]) -> bool:
+        """Whether its user has an older push that has a ttl and no row yet, has not ended, and was not forwarded to all
+        of these processes."""
+        return self._index.is_lacked(flight.key.user, flight.position, frozenset(boots))
 
     def write_unwritten(self, user: str, until: int) -> bool:
         """Queue the rows of the user's pushes up to this position that have a ttl and no row yet, in the order in which
