@@ -104,6 +104,10 @@ TOLD_BEFORE: Final = {
         2,
         "open 1 2, push 504 25, push 813 874, push 379 247, open 946 962",
     ),
+    "a session that opens while others are asked for proves what one here before has not got": (
+        2,
+        "halts 192 263, push 544 902, open 740 368, push 309 383, open 950 588",
+    ),
     "what was proven is rung for together with what was not": (
         3,
         "open 466 667, push_to_session 275 273, answer 502 660, resume 595 603, halts 877 363, "

@@ -21,20 +21,20 @@ from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.offered import keys_of
-from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushRequest
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.session import Session
 from bridge.core.settlement.persistence import Persistence
 
 PUSHES: Final = 1_000
 """Pushes whose holders are asked for in one statement."""
 LINGER: Final = 0.02
-"""Seconds at most for which the question who else has a user waits for more such questions: nobody waits for the
-answer."""
+"""Seconds at most that the question who else has a user waits for more of them: nobody waits for the answer."""
 TRY_AGAIN: Final = 1.0
 """Seconds until they are asked for again, where the statement fails though the database is there."""
 
@@ -51,6 +51,8 @@ class Asked(NamedTuple):
     guessed: Sequence[str] | None = None
     """The processes that it was forwarded to already; None where it was not known who had its user last, or where an
     older push of the user could have come after it."""
+    before: Sequence[Session] = ()
+    """The sessions here that were not offered it, since older pushes of the user wait as well."""
 
 
 class Router:
@@ -170,7 +172,8 @@ class Router:
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
         user = flight.key.user
-        here = user not in self._unrouted and bool(address(self._hub, request, resolver, user).sessions)
+        before = address(self._hub, request, resolver, user).sessions
+        here = bool(before) and user not in self._unrouted
         guessed = self._guess(flight, request)
         offered = here or bool(guessed)
         if offered:
@@ -183,7 +186,10 @@ class Router:
         if guessed and not here:
             self._inflight.limit(flight, flight.taken_mono)
             self._wait_for(flight, guessed)
-        self._wait_for_holders(Asked(flight, request, offered, guessed=guessed if offered else None))
+        if offered:
+            self._wait_for_holders(Asked(flight, request, offered=True, guessed=guessed))
+        else:
+            self._wait_for_holders(Asked(flight, request, offered=False, before=before))
 
     def _guess(self, flight: Flight, request: PushRequest) -> Sequence[str] | None:
         """See `Asked.guessed`."""
@@ -335,7 +341,7 @@ class Router:
         self.flush()
 
     def _route_to(self, asked: Asked, boots: Sequence[str]) -> None:
-        flight, request, offered, again, guessed = asked
+        flight, request, offered, again, guessed, before = asked
         user = flight.key.user
         rung_from = self._ringing.due(user)
         if rung_from is not None and rung_from < flight.position:
@@ -354,6 +360,11 @@ class Router:
             flight.found(self._clock.time())
         elif not flight.ended:
             self._unoffered(flight, request, boots, waits=offered)
+        elif flight.outcome in DELIVERED and not flight.withdrawn:
+            # A session that opened meanwhile has read and proven it. Those that were here before have not got it.
+            for session in address(self._hub, request, resolver_of(request), user).sessions:
+                if session in before and session.read_to < flight.position:
+                    self._dispatcher.show(request, session)
 
     def _unoffered(self, flight: Flight, request: PushRequest, boots: Sequence[str], *, waits: bool) -> None:
         """No session here was offered it; these processes were forwarded it. `waits`: its deadlines have begun."""
