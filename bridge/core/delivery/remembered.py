@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Final
 
 from bridge.core.bounds import Bounds
 from bridge.core.errors import StatementFailed, StoreUnavailable
@@ -20,13 +21,13 @@ from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import IdPlace, OthersRows, Store
 from bridge.core.row_limit import RowLimit
 
-GENERATION = 86_400.0
+GENERATION: Final = 86_400.0
 """Seconds for which ids are added to one generation."""
-BITS = 3
+BITS: Final = 3
 """Bits that an id sets."""
 
-_WORD = (1 << 64) - 1
-_MASK_BITS = 13
+_WORD: Final = (1 << 64) - 1
+_MASK_BITS: Final = 13
 
 
 def _masks() -> list[int]:
@@ -34,7 +35,7 @@ def _masks() -> list[int]:
     return [sum(1 << bit for bit in chosen(range(64), BITS)) for _ in range(1 << _MASK_BITS)]
 
 
-_MASKS = _masks()
+_MASKS: Final = _masks()
 
 
 class Filter:

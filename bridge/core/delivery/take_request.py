@@ -236,8 +236,9 @@ class RequestTaker:
     ) -> bool:
         """Add a new flight. False where its push is known: the message joins it, or is answered from its row."""
         message.open += 1
-        row = self._known.settled(flight.key) or rows.get(flight.key)
-        flying = self._inflight.get(flight.key)
+        key = flight.key
+        row = self._known.settled(key) or (rows.get(key) if rows else None)
+        flying = self._inflight.get(key)
         if flying is not None:
             self._repeats.join(flying, message, flight.fingerprint)
             return False

@@ -73,6 +73,9 @@ class Encoding(enum.Enum):
     BYTES = "bytes"
     """Any bytes: base64 with `"encoding": "base64"` in the envelope, a binary frame in bare mode."""
 
+    # The library's hashes the name, in Python.
+    __hash__ = object.__hash__
+
 
 class Timestamp(int):
     """A header of AMQP's type timestamp: whole seconds since 1970. An integer of any other type is a plain int."""
