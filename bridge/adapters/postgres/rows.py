@@ -16,7 +16,7 @@ import msgspec
 from bridge.core.errors import RowsRefused
 from bridge.core.model.outcomes import FINAL, Outcome, Proof, Reason
 from bridge.core.model.pushes import Encoding
-from bridge.core.model.rows import Reply, Row, RowKey
+from bridge.core.model.rows import Reply, Row, RowKey, columns_of
 from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.store import Written
 
@@ -226,9 +226,7 @@ RECORD_PARAMS = 46
 
 def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
     """The RECORD_PARAMS of record_rows() for rows in lock order. Raises RowsRefused for broken text."""
-    # One column after the other, each with all rows: to read the fields of each row by their names takes longer.
-    columns: Any = zip(*map(msgspec.structs.astuple, rows), strict=True)
-    c: Any = Row(*columns)
+    c = columns_of(rows)
     tenants, push_ids, users = key_params(c.key)
     carries = any(c.payload) or any(c.excluded) or any(c.meta)
     # A list may have thousands of ids, and mostly all rows of a batch share one: each is turned into text once.

@@ -63,7 +63,6 @@ class Commits:
         first = self._inflight.committed(flight)
         messages, flight.messages = flight.messages, []
         if applied and (first or final):
-            self.tell(row)
             payment.for_logs.append(row)
         if not final:
             self._parked(flight, row, messages, payment)
@@ -159,6 +158,9 @@ class Commits:
             message.answers.append(Receipt(row, replies, announce=False))
         payment.messages.append((message, row.key))
 
-    def tell(self, row: Row) -> None:
-        self._metrics.outcome(row)
-        self._hooks.on_outcome(row)
+    def tell(self, rows: Sequence[Row]) -> None:
+        """Tell metrics and hooks about rows that are committed: those that `committed` has added for the logs."""
+        if rows:
+            self._metrics.outcomes(rows)
+        for row in rows:
+            self._hooks.on_outcome(row)
