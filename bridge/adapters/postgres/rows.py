@@ -173,8 +173,17 @@ def times(values: Sequence[float | None]) -> str:
     A batch shares most of its times, so each is written once; and a whole number is written five times as fast as a
     fraction.
     """
-    written = {value: _time(value) for value in dict.fromkeys(values)}
-    return f"{{{','.join(map(written.__getitem__, values))}}}"
+    written: dict[float | None, str] = {}
+    parts: list[str] = []
+    last: float | None = None
+    text = "NULL"
+    for value in values:
+        if value != last:
+            last = value
+            text = written.get(value) or _time(value)
+            written[value] = text
+        parts.append(text)
+    return f"{{{','.join(parts)}}}"
 
 
 def _time(value: float | None) -> str:

@@ -14,6 +14,8 @@ from bridge.core.model.tuples import new_tuple
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 
+_NO_SESSION: Final = Reason.NO_SESSION
+
 
 class Address(NamedTuple):
     """One user of a request, and the sessions to send to. If there are none, `nobody` is the reason for `offline`."""
@@ -167,6 +169,6 @@ def address(hub: Hub, request: PushRequest, resolver: Resolver, user: str) -> Ad
         return Address(user, (), resolver.nobody)
     live = [s for s in resolver.sessions(hub, request, user) if s.takes_pushes]
     if not request.excluded:
-        return cast(Address, new_tuple(Address, (user, live, Reason.NO_SESSION)))
+        return cast(Address, new_tuple(Address, (user, live, _NO_SESSION)))
     chosen = [s for s in live if s.id not in request.excluded]
-    return Address(user, chosen, Reason.EXCLUDED if live and not chosen else Reason.NO_SESSION)
+    return Address(user, chosen, Reason.EXCLUDED if live and not chosen else _NO_SESSION)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,7 +21,7 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 """Bytes of one AMQP message's body."""
 ROUTING_KEY_BYTES = 255
 """Bytes of an AMQP routing key."""
-NO_USER = ""
+NO_USER: Final = ""
 """The user part of a key when no user was known; the `delivery` view shows it as null."""
 
 

@@ -75,6 +75,7 @@ class _Data(msgspec.Struct, gc=False):
 
 _decode_request = msgspec.json.Decoder(_Request).decode
 _decode_data = msgspec.json.Decoder(_Data).decode
+_NOBODY: frozenset[str] = frozenset()
 _SHALLOW = 2 * jsontext.DEPTH_MAX
 
 
@@ -112,7 +113,7 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, published_at: f
     target = _target(to)
     if target is None:
         return None
-    excluded: frozenset[str] = frozenset()
+    excluded = _NOBODY
     if to.excluded is not UNSET:
         if not has_no_controls("".join(to.excluded)):
             return None
