@@ -293,7 +293,7 @@ async def test_a_rejected_message_goes_to_the_dead_letters_after_its_row_and_bef
             Rejected("p1", Reason.INVALID, "to: missing", b"{}"), message, h.inflight, h.clock.now
         )
         message.open += 1
-        message.bury(DeadLetter("p1", Reason.INVALID, "to: missing", b"{}", message.properties))
+        message.letters.append(DeadLetter("p1", Reason.INVALID, "to: missing", b"{}", message.properties))
         h.publisher.refusing = True
         h.worklist.due(flight)
         await until(lambda: RowKey("", "p1", "") in h.store.rows)

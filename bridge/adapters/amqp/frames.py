@@ -225,6 +225,9 @@ class Splitter:
             if data.startswith(b"AMQP"):  # a broker of another version sends its own and hangs up
                 at = 8
                 passed.append(data[:8])
+        kind: int
+        channel: int
+        size: int
         while end - at >= 8:
             kind, channel, size = _HEAD.unpack_from(data, at)
             start = at + 7
@@ -254,6 +257,13 @@ class Splitter:
         next frame begins; 0 where it is anything else, and nothing was read."""
         if data[start : start + 4] != _DELIVER or end - stop < 32:
             return 0
+        kind: int
+        its_channel: int
+        size: int
+        body_size: int
+        head_end: int
+        tag: int
+        flags: int
         kind, its_channel, size, body_size = _CONTENT_HEAD.unpack_from(data, stop + 1)
         head = stop + 8
         head_stop = head + size
@@ -275,7 +285,7 @@ class Splitter:
         events.append(
             new_tuple(Delivered, (channel, consumer, tag, text, body_size, properties, readable, key))
         )
-        return int(body_stop + 1)
+        return body_stop + 1
 
     def _properties(self, data: bytes, head: int, stop: int, redelivered: bool) -> tuple[Properties, bool]:
         """What `decode_content` says of a content header, but for the size of the body."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final, LiteralString, TypeVar
 
 import msgspec
@@ -226,7 +227,15 @@ def in_lock_order(rows: Sequence[Row]) -> list[int]:
 
 def all_applied(rows: Sequence[Row]) -> list[Written]:
     """What a write returns where every row was written as it is."""
-    return [new_tuple(Written, (row, True)) for row in rows]
+    return list(map(new_tuple, repeat(Written), zip(rows, repeat(True))))
+
+
+def _finals(outcomes: Sequence[Outcome]) -> str:
+    return booleans([FINAL[outcome] for outcome in outcomes])
+
+
+def _proofs(proofs: Sequence[Proof]) -> str:
+    return numbers([int(proof) for proof in proofs])
 
 
 RECORD_PARAMS = 46
@@ -251,8 +260,8 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         users,
         mostly_alike(c.outcome, texts),
         mostly_alike(c.reason, texts),
-        mostly_alike([FINAL[outcome] for outcome in c.outcome], booleans),
-        mostly_alike([int(confirm) for confirm in c.confirm], numbers),
+        mostly_alike(c.outcome, _finals),
+        mostly_alike(c.confirm, _proofs),
         mostly_alike(c.sessions, numbers),
         mostly_alike(c.attempts, numbers),
         times(c.published_at),

@@ -26,7 +26,8 @@ GENERATION: Final = 86_400.0
 BITS: Final = 3
 """Bits that an id sets."""
 
-_WORD: Final = (1 << 64) - 1
+_HASH_BITS: Final = (1 << 61) - 1
+"""Of a text's hash, as many as a compiled module computes with without an object."""
 _MASK_BITS: Final = 13
 
 
@@ -50,13 +51,13 @@ class Filter:
 
     def add(self, text: str) -> None:
         """Add a text; idempotent."""
-        value = hash(text) & _WORD
+        value = hash(text) & _HASH_BITS
         place = (value >> _MASK_BITS) % len(self._words)
         self._words[place] |= _MASKS[value & ((1 << _MASK_BITS) - 1)]
         self.added += 1
 
     def __contains__(self, text: str) -> bool:
-        value = hash(text) & _WORD
+        value = hash(text) & _HASH_BITS
         mask = _MASKS[value & ((1 << _MASK_BITS) - 1)]
         return self._words[(value >> _MASK_BITS) % len(self._words)] & mask == mask
 

@@ -69,12 +69,14 @@ class RequestTaker:
             self._known.may_have_come(arrival, request) if known is None else id(request) in known.came
         )
         if isinstance(request, Rejected):
-            message.bury(letter_of(arrival, request.id, request.reason, request.detail, request.body))
+            message.letters.append(
+                letter_of(arrival, request.id, request.reason, request.detail, request.body)
+            )
             await self._take_rejected(message, request, came_before, known)
             return
         ending = given_up(arrival, self._limits.max_attempts)
         if ending is not None and place == 0:
-            message.bury(letter_of(arrival, request.id, ending.reason, ending.detail, arrival.body))
+            message.letters.append(letter_of(arrival, request.id, ending.reason, ending.detail, arrival.body))
         elif request.deliver_at and ending is None:
             if self._later.schedule(arrival, message, request):
                 return

@@ -56,23 +56,15 @@ class HeldMessage:
         """Rows that must still be settled before the message may be acked."""
         self.done: asyncio.Event | None = None
         """Set when the message is acked or given back; None unless it is handled alone."""
-        self.letters: list[DeadLetter] | None = None
-        """Sent to `push.dead` after the rows and before the ack; hardly any message has one."""
-        self.answers: list[Receipt] | None = None
-        """Sent to its publisher before the ack, since no row owes them; likewise."""
+        self.letters: list[DeadLetter] = []
+        """Sent to `push.dead` after the rows and before the ack."""
+        self.answers: list[Receipt] = []
+        """Sent to its publisher before the ack, since no row owes them."""
 
     def hold_batch(self, batch_id: str, requests: Sequence[PushRequest | Rejected]) -> None:
         """It is a batch of these requests, which live as long as flights are made of them."""
         self.batch_id = batch_id
         self.places = {id(request): place for place, request in enumerate(requests)}
-
-    def bury(self, letter: DeadLetter) -> None:
-        """It has one more of `letters`."""
-        self.letters = [*(self.letters or ()), letter]
-
-    def answer(self, receipt: Receipt) -> None:
-        """It has one more of `answers`."""
-        self.answers = [*(self.answers or ()), receipt]
 
     def place_of(self, request: PushRequest | Rejected) -> int | None:
         """The place of a request in its batch; None where it came alone."""

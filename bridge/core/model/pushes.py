@@ -17,7 +17,7 @@ USERS_MAX = 10_000
 """Users that one `to.users` may name, and (request, user) pairs that one message may name."""
 BATCH_MAX = 1_000
 """Requests in one JSON array."""
-MESSAGE_BYTES_MAX = 1024 * 1024
+MESSAGE_BYTES_MAX: Final = 1024 * 1024
 """Bytes of one AMQP message's body."""
 ROUTING_KEY_BYTES = 255
 """Bytes of an AMQP routing key."""

@@ -122,7 +122,7 @@ class Commits:
             if owed.issuperset(replies):
                 payment.messages.append((message, row.key))
             elif flight.owes >= OWED_MAX:
-                message.answer(Receipt(row, replies, announce=False))
+                message.answers.append(Receipt(row, replies, announce=False))
                 payment.messages.append((message, row.key))
             else:
                 # It joined while the row was written.
@@ -155,7 +155,7 @@ class Commits:
             if len(owed) + len(noting) < OWED_MAX:
                 noting.append((message, replies))
                 return
-            message.answer(Receipt(row, replies, announce=False))
+            message.answers.append(Receipt(row, replies, announce=False))
         payment.messages.append((message, row.key))
 
     def tell(self, rows: Sequence[Row]) -> None:

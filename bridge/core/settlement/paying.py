@@ -162,16 +162,16 @@ class Paying:
         """All rows of these messages are settled: publish their dead letters, and the answers that no row owes. Ack
         the messages for which all of that was confirmed."""
         held = [m for m in messages if m.token is not None]
-        letters = [letter for m in held if m.letters for letter in m.letters]
-        answers = [answer for m in held if m.answers for answer in m.answers]
+        letters = [letter for m in held for letter in m.letters]
+        answers = [answer for m in held for answer in m.answers]
         open_ = {id(thing) for thing in await self._dead_letters.bury(letters)} if letters else set()
         if answers:
             open_.update(id(thing) for thing in await self._receipts.send(answers))
         tokens = []
         for message in messages:
             if message.letters or message.answers:
-                message.letters = [letter for letter in message.letters or () if id(letter) in open_]
-                message.answers = [answer for answer in message.answers or () if id(answer) in open_]
+                message.letters = [letter for letter in message.letters if id(letter) in open_]
+                message.answers = [answer for answer in message.answers if id(answer) in open_]
             if (message.letters or message.answers) and message.token is not None:
                 # While the broker takes no publishes it waits for its ack; who handles it alone need not.
                 self._unfinished.append(message)
