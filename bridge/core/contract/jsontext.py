@@ -33,7 +33,6 @@ TOO_DEEP = f"nested deeper than {DEPTH_MAX} levels"
 decode_raw = msgspec.json.Decoder(Raw).decode
 decode_str = msgspec.json.Decoder(str).decode
 encode = msgspec.json.Encoder().encode
-encode_lines = msgspec.json.Encoder().encode_lines
 _decode_any = msgspec.json.Decoder().decode
 
 _HEX = rb"[0-9a-fA-F]"

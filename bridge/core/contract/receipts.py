@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from bridge.core.contract.jsontext import encode, encode_lines
+from bridge.core.contract.jsontext import encode
 from bridge.core.model.outcomes import FINAL, Outcome, Reason
 from bridge.core.model.pushes import NO_USER
 from bridge.core.model.rows import Row, columns_of
@@ -30,16 +30,13 @@ def receipt_bodies(rows: Sequence[Row]) -> list[bytes]:
     what = _each(_what, c.outcome, c.reason, c.event, c.topic, tenants)
     when = _each(_when, c.published_at, c.taken_at, c.written_at, c.proven_at, c.finished_at)
     where = _each(_where, c.sessions, c.attempts, c.node)
-    # No line break is left in an encoded text.
-    ids = encode_lines(push_ids).splitlines()
-    names = encode_lines([None if user == NO_USER else user for user in users]).splitlines()
     return [
         b"".join(
             (
                 b'{"push_id":',
-                push_id,
+                encode(push_id),
                 b',"user_id":',
-                user,
+                b"null" if user == NO_USER else encode(user),
                 of,
                 at,
                 by,
@@ -47,16 +44,21 @@ def receipt_bodies(rows: Sequence[Row]) -> list[bytes]:
                 b"}",
             )
         )
-        for push_id, user, of, at, by, detail in zip(ids, names, what, when, where, c.detail, strict=True)
+        for push_id, user, of, at, by, detail in zip(
+            push_ids, users, what, when, where, c.detail, strict=True
+        )
     ]
 
 
 def _each(write: Callable[..., bytes], *columns: Sequence[object]) -> Sequence[bytes]:
-    """What is written for each row, whose fields are in these columns; once where all rows have the same."""
-    count = len(columns[0])
-    if all(column.count(column[0]) == count for column in columns):
-        return [write(*(column[0] for column in columns))] * count
-    return list(map(write, *columns))
+    """What is written for each row, whose fields are in these columns. A row mostly has what the one before it has."""
+    written: list[bytes] = []
+    before: tuple[object, ...] = ()
+    for fields in zip(*columns, strict=True):
+        if fields != before:
+            before, text = fields, write(*fields)
+        written.append(text)
+    return written
 
 
 # What many receipts share is written once.
