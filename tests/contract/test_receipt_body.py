@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bridge.core.contract.receipts import receipt_bodies, receipt_body
 from bridge.core.model.outcomes import ENDINGS
 from bridge.core.model.pushes import NO_USER
-from bridge.core.model.rows import RowKey
+from bridge.core.model.rows import RowKey, columns_of
 from tests.support.rows import row
 
 texts = st.text(max_size=20)
@@ -94,8 +94,10 @@ def test_the_receipts_of_a_batch_are_those_of_each_row(
         )
         for tenant, push_id, user, detail, at in given
     ]
-    assert receipt_bodies(rows) == [receipt_body(one) for one in rows]
-    assert [json.loads(body)["push_id"] for body in receipt_bodies(rows)] == [one.key.push_id for one in rows]
+    assert receipt_bodies(columns_of(rows)) == [receipt_body(one) for one in rows]
+    assert [json.loads(body)["push_id"] for body in receipt_bodies(columns_of(rows))] == [
+        one.key.push_id for one in rows
+    ]
 
 
 def stamp(seconds: float | None) -> str | None:

@@ -12,7 +12,7 @@ from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.topology import OUTCOMES
 from bridge.core.contract.receipts import receipt_bodies
 from bridge.core.model.outcomes import Outcome
-from bridge.core.model.rows import Row
+from bridge.core.model.rows import Row, columns_of
 from bridge.core.model.tuples import new_tuple
 
 _SURE_CHARS: Final = SHORT_BYTES_MAX // 4
@@ -27,11 +27,18 @@ def outcome_events(rows: Sequence[Row]) -> Iterator[Message]:
     """What is announced on push.outcomes for these rows, in their order."""
     for at in range(0, len(rows), _AT_ONCE):
         some = rows[at : at + _AT_ONCE]
-        for row, body in zip(some, receipt_bodies(some), strict=True):
-            key = row.key
-            properties = receipt_properties(key.push_id, receipt_headers(key.tenant, row.traceparent), "")
-            event = (OUTCOMES, outcome_key(row.outcome, row.event), properties, body, "")
-            yield cast(Message, new_tuple(Message, event))
+        c = columns_of(some)
+        to: tuple[Outcome, str] | None = None
+        routing_key = b""
+        for key, outcome, event, traceparent, body in zip(
+            c.key, c.outcome, c.event, c.traceparent, receipt_bodies(c), strict=True
+        ):
+            tenant, push_id, _ = key
+            if to is None or outcome is not to[0] or event != to[1]:
+                to = outcome, event
+                routing_key = outcome_key(outcome, event)
+            properties = receipt_properties(push_id, receipt_headers(tenant, traceparent), "")
+            yield cast(Message, new_tuple(Message, (OUTCOMES, routing_key, properties, body, "")))
 
 
 @lru_cache(maxsize=4096)

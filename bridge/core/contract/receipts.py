@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
 from bridge.core.contract.jsontext import encode
 from bridge.core.model.outcomes import FINAL, Outcome, Reason
@@ -19,13 +20,12 @@ def receipt_body(row: Row, *, differs: bool = False) -> bytes:
 
     `differs`: it answers a request with the row's id and other content.
     """
-    (body,) = receipt_bodies([row])
+    (body,) = receipt_bodies(columns_of([row]))
     return body[:-1] + b',"repeat":"differs"}' if differs else body
 
 
-def receipt_bodies(rows: Sequence[Row]) -> list[bytes]:
-    """The receipts of these rows, one or more."""
-    c = columns_of(rows)
+def receipt_bodies(c: Any) -> list[bytes]:
+    """The receipts of the rows in these columns; see `columns_of`."""
     tenants, push_ids, users = zip(*c.key, strict=True)
     what = _each(_what, c.outcome, c.reason, c.event, c.topic, tenants)
     when = _each(_when, c.published_at, c.taken_at, c.written_at, c.proven_at, c.finished_at)
