@@ -69,6 +69,11 @@ class Histogram:
         self.counts[self._place] += 1
         self.sum += value
 
+    def observe_all(self, values: Iterable[float]) -> None:
+        """Count each of these; see `observe`."""
+        for value in values:
+            self.observe(value)
+
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts, in the form that Prometheus expects."""
         total = 0

@@ -6,6 +6,7 @@ metric ever holds a user, session or push id.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
@@ -203,7 +204,7 @@ class PrometheusMetrics(Collector):
         self.loop_held = 0.0
         """The longest time, in seconds, that the event loop's thread has worked while something else was due."""
         self._sources: tuple[MetricSource, ...] = ()
-        # Bound once: `outcome` runs for every push.
+        # Bound once: `outcomes` runs for every push.
         self._outcomes = self._settled.outcomes
         self._stages = tuple(self._settled.push.histograms[stage] for stage in STAGES)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -221,23 +222,19 @@ class PrometheusMetrics(Collector):
         self._taken.requests.counts[()] += requests
         self._taken.batch.histograms[""].observe(messages)
 
-    def outcome(self, row: Row) -> None:
-        """A row was committed."""
-        self._outcomes.counts[row.outcome, row.reason] += 1
-        finished_at = row.finished_at
-        if finished_at is None:
-            return
+    def outcomes(self, rows: Sequence[Row]) -> None:
+        """These rows were committed."""
+        for ended, count in collections.Counter([(row.outcome, row.reason) for row in rows]).items():
+            self._outcomes.counts[ended] += count
         queued, handed, proven, finished, end_to_end = self._stages
-        taken_at = row.taken_at
-        written_at = row.written_at
-        queued.observe(taken_at - row.published_at)
-        finished.observe(finished_at - taken_at)
-        if written_at is not None:
-            handed.observe(written_at - taken_at)
-            proven_at = row.proven_at
-            if proven_at is not None:
-                proven.observe(proven_at - written_at)
-                end_to_end.observe(proven_at - row.published_at)
+        ends = [(row, row.finished_at) for row in rows if row.finished_at is not None]
+        queued.observe_all([row.taken_at - row.published_at for row, _ in ends])
+        finished.observe_all([finished_at - row.taken_at for row, finished_at in ends])
+        sent = [(row, row.written_at) for row, _ in ends if row.written_at is not None]
+        handed.observe_all([written_at - row.taken_at for row, written_at in sent])
+        proofs = [(row.published_at, at, row.proven_at) for row, at in sent if row.proven_at is not None]
+        proven.observe_all([proven_at - written_at for _, written_at, proven_at in proofs])
+        end_to_end.observe_all([proven_at - published_at for published_at, _, proven_at in proofs])
 
     def repeat(self, outcome: Outcome) -> None:
         """A request came again whose row was already there."""
@@ -453,7 +450,7 @@ class NullMetrics:
     def taken(self, messages: int, requests: int) -> None:
         """Counts nothing."""
 
-    def outcome(self, row: Row) -> None:
+    def outcomes(self, rows: Sequence[Row]) -> None:
         """Counts nothing."""
 
     def repeat(self, outcome: Outcome) -> None:

@@ -10,10 +10,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.contract.receipts import receipt_body
+from bridge.core.contract.receipts import receipt_bodies, receipt_body
 from bridge.core.model.outcomes import ENDINGS
 from bridge.core.model.pushes import NO_USER
-from bridge.core.model.rows import RowKey
+from bridge.core.model.rows import RowKey, columns_of
 from tests.support.rows import row
 
 texts = st.text(max_size=20)
@@ -77,6 +77,27 @@ def test_a_receipt_has_every_field_of_the_row(
         "repeat": "differs",
     }
     assert "repeat" not in json.loads(receipt_body(made))
+
+
+few = st.sampled_from(["", "a", 'b"', "\n", "\u2028"])
+
+
+@given(
+    st.lists(st.tuples(few, few, few, few, st.sampled_from([None, 1e9, 2e9 + 0.5])), min_size=1, max_size=5)
+)
+def test_the_receipts_of_a_batch_are_those_of_each_row(
+    given: list[tuple[str, str, str, str, float | None]],
+) -> None:
+    rows = [
+        msgspec.structs.replace(
+            row(), key=RowKey(tenant, push_id, user), detail=detail, written_at=at, finished_at=at
+        )
+        for tenant, push_id, user, detail, at in given
+    ]
+    assert receipt_bodies(columns_of(rows)) == [receipt_body(one) for one in rows]
+    assert [json.loads(body)["push_id"] for body in receipt_bodies(columns_of(rows))] == [
+        one.key.push_id for one in rows
+    ]
 
 
 def stamp(seconds: float | None) -> str | None:

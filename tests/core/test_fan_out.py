@@ -182,14 +182,27 @@ async def test_what_has_the_id_of_a_push_to_a_crowd_is_taken_after_it() -> None:
     async with opened() as h:
         peers = await crowd(h, 500)
         publish(h)
-        h.intake.arrived([arrival(json.dumps(to("u499", "p1")).encode())])
+        h.intake.arrived([arrival(json.dumps(to("u499", "p1", data=2)).encode())])
         await turns()
         for peer in peers:
             peer.answer()
         await h.settled(2)
-        assert [p["id"] for p in peers[499].pushes] == ["p1"]
+        assert [(p["id"], p["data"]) for p in peers[499].pushes] == [("p1", 1)]
         assert len(h.store.rows) == 500
         assert h.end("p1", "u499") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_what_has_the_id_of_a_batch_that_follows_a_push_to_a_crowd_is_taken_after_that_batch() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h)
+        while not h.core.crowds.busy:
+            await asyncio.sleep(0)
+        batch = [to("u499", "p1", data=2), to("u499", "p2", data=3)]
+        last = to("u499", "p2", data=4)
+        h.intake.arrived([arrival(json.dumps(body).encode()) for body in (batch, last)])
+        await turns()
+        assert [(p["id"], p["data"]) for p in peers[499].pushes] == [("p1", 1), ("p2", 3)]
 
 
 async def test_messages_for_a_crowd_that_wait_go_back_with_their_channel_and_on_demand() -> None:

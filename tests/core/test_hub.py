@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from bridge.core.contract.frames import HEARTBEAT_EVERY
-from bridge.core.delivery.targets import Address, address, resolver_of
+from bridge.core.delivery.targets import resolver_of, sessions_of, why_nobody
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import PushRequest, Target, ToAll, ToSession, ToUser, ToUsers
 from bridge.core.model.sessions import Claims, Mode
@@ -21,9 +21,14 @@ def request(target: Target, excluded: tuple[str, ...] = ()) -> PushRequest:
     return PushRequest(id="p1", target=target, data=b"1", excluded=frozenset(excluded))
 
 
-def addresses(hub: Hub, asked: PushRequest) -> list[Address]:
+def addresses(hub: Hub, asked: PushRequest) -> list[tuple[str, list[str], Reason | None]]:
+    """Each user, the ids of the sessions that it is for, and why there are none."""
     resolver = resolver_of(asked)
-    return [address(hub, asked, resolver, user) for user in resolver.users(hub, asked)]
+    found = []
+    for user in resolver.users(hub, asked):
+        ids = [s.id for s in sessions_of(hub, asked, resolver, user)]
+        found.append((user, ids, None if ids else why_nobody(hub, asked, resolver, user)))
+    return found
 
 
 def hub_with(*names: tuple[str, str]) -> tuple[Hub, dict[str, Session]]:
@@ -50,10 +55,7 @@ def test_each_target_reaches_exactly_its_sessions() -> None:
     hub, s = hub_with(("u1", "a"), ("u1", "b"), ("u2", "c"))
 
     def reached(target: Target, *excluded: str) -> list[tuple[str, list[str], Reason | None]]:
-        return [
-            (x.user, [y.id for y in x.sessions], None if x.sessions else x.nobody)
-            for x in addresses(hub, request(target, excluded))
-        ]
+        return addresses(hub, request(target, excluded))
 
     assert reached(ToUser("u1")) == [("u1", ["a", "b"], None)]
     assert reached(ToUser("u1"), "a") == [("u1", ["b"], None)]
@@ -69,7 +71,7 @@ def test_each_target_reaches_exactly_its_sessions() -> None:
 
 
 def test_everyone_is_nobody_when_nobody_is_here() -> None:
-    assert addresses(Hub(), request(ToAll())) == [Address("", (), Reason.NOBODY)]
+    assert addresses(Hub(), request(ToAll())) == [("", [], Reason.NOBODY)]
 
 
 def opened_at_once(hub: Hub, count: int, now: float) -> list[Session]:

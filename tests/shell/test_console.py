@@ -302,13 +302,13 @@ class Hour:
 
 def test_a_sample_counts_what_has_happened_since_the_one_before() -> None:
     hour = Hour()
-    hour.metrics.outcome(timed_row())
+    hour.metrics.outcomes([timed_row()])
     first = hour.later()
     assert first.outcomes == {"received": 1}
     assert sum(first.end_to_end) == sum(first.queued) == 1
     assert len(first.end_to_end) == len(SECONDS) + 1
     assert (first.seconds, first.gauges, first.queue) == (EVERY, {"sessions": 2.0}, None)
-    hour.metrics.outcome(timed_row(outcome=Outcome.OFFLINE, reason=Reason.NO_SESSION))
+    hour.metrics.outcomes([timed_row(outcome=Outcome.OFFLINE, reason=Reason.NO_SESSION)])
     hour.ready = {"push.requests": 3, "push.requests.1": 4, "push.dead": 5}
     second = hour.later()
     assert (second.outcomes, second.queue) == ({"offline": 1}, 7)

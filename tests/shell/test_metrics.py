@@ -83,7 +83,7 @@ def test_both_fill_the_port() -> None:
     ports: list[Metrics] = [quiet(), NullMetrics()]
     for port in ports:
         port.taken(2, 3)
-        port.outcome(ROW)
+        port.outcomes([ROW])
         port.repeat(Outcome.ACKED)
         port.proof_late(1)
         port.recorded(5, 0.01)
@@ -137,8 +137,8 @@ def test_every_ending_is_counted_in_its_own_series() -> None:
     metrics = quiet()
     for times, ending in enumerate(ENDINGS, 1):
         for _ in range(times):
-            metrics.outcome(
-                Row(ROW.key, ending.outcome, ending.reason, "n1", "b1", published_at=1.0, taken_at=1.0)
+            metrics.outcomes(
+                [Row(ROW.key, ending.outcome, ending.reason, "n1", "b1", published_at=1.0, taken_at=1.0)]
             )
     page = scraped(metrics)
     for times, ending in enumerate(ENDINGS, 1):
@@ -148,7 +148,7 @@ def test_every_ending_is_counted_in_its_own_series() -> None:
 
 def test_a_final_row_gives_the_time_of_each_stage_it_went_through() -> None:
     metrics = quiet()
-    metrics.outcome(ROW)
+    metrics.outcomes([ROW])
     page = scraped(metrics)
     sums = {stage: page["bridge_push_seconds_sum", stage] for stage in STAGES}
     assert sums == pytest.approx(
@@ -161,8 +161,8 @@ def test_a_final_row_gives_the_time_of_each_stage_it_went_through() -> None:
 
 def test_a_row_that_was_never_sent_has_no_time_of_sending() -> None:
     metrics = quiet()
-    metrics.outcome(
-        Row(ROW.key, Outcome.OFFLINE, Reason.NOBODY, "n", "b", published_at=1, taken_at=2, finished_at=2)
+    metrics.outcomes(
+        [Row(ROW.key, Outcome.OFFLINE, Reason.NOBODY, "n", "b", published_at=1, taken_at=2, finished_at=2)]
     )
     page = scraped(metrics)
     assert page["bridge_push_seconds_count", "queued"] == 1
@@ -172,8 +172,8 @@ def test_a_row_that_was_never_sent_has_no_time_of_sending() -> None:
 
 def test_a_pending_row_is_counted_but_its_times_only_when_it_is_final() -> None:
     metrics = quiet()
-    metrics.outcome(
-        Row(ROW.key, Outcome.PENDING, Reason.AWAITING_PROOF, "n", "b", published_at=1, taken_at=2)
+    metrics.outcomes(
+        [Row(ROW.key, Outcome.PENDING, Reason.AWAITING_PROOF, "n", "b", published_at=1, taken_at=2)]
     )
     page = scraped(metrics)
     assert page["bridge_outcomes_total", "pending", "awaiting_proof"] == 1
@@ -182,8 +182,8 @@ def test_a_pending_row_is_counted_but_its_times_only_when_it_is_final() -> None:
 
 def test_a_publishers_clock_that_is_ahead_never_makes_a_sum_go_down() -> None:
     metrics = quiet()
-    metrics.outcome(
-        Row(ROW.key, Outcome.OFFLINE, Reason.NOBODY, "n", "b", published_at=50, taken_at=2, finished_at=2)
+    metrics.outcomes(
+        [Row(ROW.key, Outcome.OFFLINE, Reason.NOBODY, "n", "b", published_at=50, taken_at=2, finished_at=2)]
     )
     page = scraped(metrics)
     assert page["bridge_push_seconds_sum", "queued"] == 0
@@ -200,7 +200,7 @@ def test_a_value_on_a_bound_belongs_to_its_bucket() -> None:
 
 def test_no_user_session_or_push_id_is_on_the_page() -> None:
     metrics = quiet()
-    metrics.outcome(ROW)
+    metrics.outcomes([ROW])
     page = metrics.page()
     for secret in (b"4711", b"push-77", b"acme"):
         assert secret not in page

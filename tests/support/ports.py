@@ -220,7 +220,7 @@ class CountingMetrics:
     def taken(self, messages: int, requests: int) -> None:
         self.takings += messages
 
-    def outcome(self, row: Row) -> None: ...
+    def outcomes(self, rows: Sequence[Row]) -> None: ...
 
     def looked_up(self, rows: int) -> None:
         self.looked += rows

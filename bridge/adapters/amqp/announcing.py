@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.topology import OUTCOMES
-from bridge.core.contract.receipts import receipt_body
+from bridge.core.contract.receipts import receipt_bodies
 from bridge.core.model.outcomes import Outcome
-from bridge.core.model.rows import Row
+from bridge.core.model.rows import Row, columns_of
 from bridge.core.model.tuples import new_tuple
 
-_SURE_CHARS = SHORT_BYTES_MAX // 4
+_SURE_CHARS: Final = SHORT_BYTES_MAX // 4
 """A text with so many characters fits into a short string, whatever they are."""
+_AT_ONCE: Final = 500
+"""Rows whose events are made together, at most."""
 
 T = TypeVar("T")
 
 
-def outcome_event(row: Row) -> Message:
-    """What is announced on push.outcomes for a row."""
-    key = outcome_key(row.outcome, row.event)
-    properties = receipt_properties(row.key.push_id, receipt_headers(row), "")
-    return cast(Message, new_tuple(Message, (OUTCOMES, key, properties, receipt_body(row), "")))
+def outcome_events(rows: Sequence[Row]) -> Iterator[Message]:
+    """What is announced on push.outcomes for these rows, in their order."""
+    for at in range(0, len(rows), _AT_ONCE):
+        some = rows[at : at + _AT_ONCE]
+        c = columns_of(some)
+        to: tuple[Outcome, str] | None = None
+        routing_key = b""
+        for key, outcome, event, traceparent, body in zip(
+            c.key, c.outcome, c.event, c.traceparent, receipt_bodies(c), strict=True
+        ):
+            tenant, push_id, _ = key
+            if to is None or outcome is not to[0] or event != to[1]:
+                to = outcome, event
+                routing_key = outcome_key(outcome, event)
+            properties = receipt_properties(push_id, receipt_headers(tenant, traceparent), "")
+            yield cast(Message, new_tuple(Message, (OUTCOMES, routing_key, properties, body, "")))
 
 
 @lru_cache(maxsize=4096)
@@ -39,10 +52,9 @@ def _tenant_header(tenant: str) -> bytes:
     return encoding.table({"tenant": tenant})[0]
 
 
-def receipt_headers(row: Row) -> bytes:
-    tenant = row.key.tenant
-    if row.traceparent:
-        given = {"traceparent": row.traceparent}
+def receipt_headers(tenant: str, traceparent: str) -> bytes:
+    if traceparent:
+        given = {"traceparent": traceparent}
         return encoding.table({"tenant": tenant, **given} if tenant else given)[0]
     return _tenant_header(tenant) if tenant else b""
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import Final
 
 from bridge.adapters.amqp.frames import Delivered, Event
 from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import AckToken, Arrival, Source
+
+_REQUESTS: Final = Source.REQUESTS
 
 
 def weight_of(value: object) -> int:
@@ -86,7 +89,7 @@ def read_of(
         sizes[tag] = size
         read.total_bytes += size
         reordered = False
-        if source is not Source.REQUESTS:
+        if source is not _REQUESTS:
             read.others[tag] = source
         elif usual is not None:
             read.priorities.add(properties.priority)

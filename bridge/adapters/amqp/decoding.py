@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from typing import Final
 
 from bridge.adapters.amqp.grammar import (
     FLAG_APP_ID,
@@ -27,13 +28,13 @@ from bridge.adapters.amqp.grammar import (
 )
 from bridge.core.model.pushes import Properties, Timestamp
 
-TABLE_DEPTH_MAX = 32
+TABLE_DEPTH_MAX: Final = 32
 """A header table that nests deeper counts as unreadable: the stack must not overflow."""
 
-_LONG = struct.Struct(">L")
-_LONG_LONG = struct.Struct(">Q")
-_SHORT = struct.Struct(">H")
-_CONTENT = struct.Struct(">HHQH")
+_LONG: Final = struct.Struct(">L")
+_LONG_LONG: Final = struct.Struct(">Q")
+_SHORT: Final = struct.Struct(">H")
+_CONTENT: Final = struct.Struct(">HHQH")
 _NO_HEADERS: Mapping[str, object] = {}
 
 

@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Final
 
 from pamqp import encode
 
@@ -38,18 +39,18 @@ from bridge.core.model.pushes import Timestamp
 AMQP_HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 """The broker's sign of life, not the heartbeat frame of a session."""
 
-_HEAD = struct.Struct(">BHL")
-_SHORT = struct.Struct(">H")
-_LONG = struct.Struct(">L")
-_LONG_LONG = struct.Struct(">Q")
-_TAG = struct.Struct(">BHLLQBB")
-_CONTENT = struct.Struct(">BHLLQ")
-_NEXT = struct.Struct(">BBHL")
+_HEAD: Final = struct.Struct(">BHL")
+_SHORT: Final = struct.Struct(">H")
+_LONG: Final = struct.Struct(">L")
+_LONG_LONG: Final = struct.Struct(">Q")
+_TAG: Final = struct.Struct(">BHLLQBB")
+_CONTENT: Final = struct.Struct(">BHLLQ")
+_NEXT: Final = struct.Struct(">BBHL")
 """The end octet of a frame and the head of the next."""
-_ONE_BYTE = [bytes((value,)) for value in range(256)]
-_BASIC = 60 << 16
+_ONE_BYTE: Final = [bytes((value,)) for value in range(256)]
+_BASIC: Final = 60 << 16
 """Class and weight of a content header (4.2.6.1)."""
-_DOUBLE = struct.Struct(">d")
+_DOUBLE: Final = struct.Struct(">d")
 
 
 def octets(text: str) -> bytes:

@@ -43,7 +43,7 @@ def fallback_message(fallback: DueFallback, now: float) -> Message:
     message_id = fallback_id(row.key)
     properties = encoding.properties(
         content_type="application/json",
-        headers=receipt_headers(row),
+        headers=receipt_headers(row.key.tenant, row.traceparent),
         message_id=message_id,
         timestamp=int(now),
         type="push.fallback",

@@ -8,7 +8,7 @@ handles the handshake, the channels and the heartbeats.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from bridge.adapters.amqp.decoding import decode_content, read_short_string
 from bridge.adapters.amqp.grammar import (
@@ -35,20 +35,28 @@ from bridge.adapters.amqp.grammar import (
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX, Properties
 from bridge.core.model.tuples import new_tuple
 
-CUT_BYTES = 4096
+CUT_BYTES: Final = 4096
 """Bytes that are kept of a body that is larger than the contract allows."""
 PLAIN_MAX, PLAIN_BYTES_MAX = 256, 256
 """Properties that are kept with their bytes, and the most bytes of each: most publishers send the same ones again."""
-FRAME_BYTES_MAX = 16 * 1024 * 1024
+FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 """No broker negotiates a larger frame: a length beyond it is not AMQP."""
 
-_HEAD = struct.Struct(">BHL")
-_LONG = struct.Struct(">L")
-_LONG_LONG = struct.Struct(">Q")
-_SHORT = struct.Struct(">H")
-_VARYING = FLAG_HEADERS | FLAG_CORRELATION_ID | FLAG_REPLY_TO | FLAG_MESSAGE_ID | FLAG_TIMESTAMP
-_VARYING_HIGH, _VARYING_LOW = _VARYING >> 8, _VARYING & 0xFF
-_NOTABLE = frozenset(
+_HEAD: Final = struct.Struct(">BHL")
+_LONG: Final = struct.Struct(">L")
+_LONG_LONG: Final = struct.Struct(">Q")
+_SHORT: Final = struct.Struct(">H")
+_TAG: Final = struct.Struct(">QB")
+"""A delivery tag, and whether it is redelivered."""
+_CONTENT_HEAD: Final = struct.Struct(">BHL4xQ")
+"""The head of a content header frame, and the size of the body."""
+_NEXT: Final = struct.Struct(">BBHL")
+"""The end octet of a frame and the head of the next."""
+_DELIVER: Final = BASIC_DELIVER.to_bytes(4, "big")
+_VARYING: Final = FLAG_HEADERS | FLAG_CORRELATION_ID | FLAG_REPLY_TO | FLAG_MESSAGE_ID | FLAG_TIMESTAMP
+_VARYING_HIGH: Final = _VARYING >> 8
+_VARYING_LOW: Final = _VARYING & 0xFF
+_NOTABLE: Final = frozenset(
     {
         CONNECTION_CLOSE,
         CONNECTION_BLOCKED,
@@ -217,6 +225,9 @@ class Splitter:
             if data.startswith(b"AMQP"):  # a broker of another version sends its own and hangs up
                 at = 8
                 passed.append(data[:8])
+        kind: int
+        channel: int
+        size: int
         while end - at >= 8:
             kind, channel, size = _HEAD.unpack_from(data, at)
             start = at + 7
@@ -244,31 +255,37 @@ class Splitter:
     def _whole(self, channel: int, data: bytes, start: int, stop: int, end: int, events: list[Event]) -> int:
         """Read a delivery whose three frames are all here, as those of nearly every message are. Returns where the
         next frame begins; 0 where it is anything else, and nothing was read."""
-        if _LONG.unpack_from(data, start)[0] != BASIC_DELIVER or end - stop < 32:
+        if data[start : start + 4] != _DELIVER or end - stop < 32:
             return 0
-        kind, its_channel, size = _HEAD.unpack_from(data, stop + 1)
+        kind: int
+        its_channel: int
+        size: int
+        body_size: int
+        head_end: int
+        tag: int
+        flags: int
+        kind, its_channel, size, body_size = _CONTENT_HEAD.unpack_from(data, stop + 1)
         head = stop + 8
         head_stop = head + size
         if kind != HEADER or its_channel != channel or size < 14 or head_stop + 8 >= end:
             return 0
-        (body_size,) = _LONG_LONG.unpack_from(data, head + 4)
-        kind, its_channel, size = _HEAD.unpack_from(data, head_stop + 1)
+        head_end, kind, its_channel, size = _NEXT.unpack_from(data, head_stop)
         body = head_stop + 8
         body_stop = body + body_size
         if kind != BODY or its_channel != channel or size != body_size or body_size > MESSAGE_BYTES_MAX:
             return 0
-        if body_stop >= end or data[head_stop] != END or data[body_stop] != END:
+        if body_stop >= end or head_end != END or data[body_stop] != END:
             return 0
         at = start + 5 + data[start + 4]
         consumer = data[start + 5 : at].decode("utf-8", "replace")
-        (tag,) = _LONG_LONG.unpack_from(data, at)
-        properties, readable = self._properties(data, head, head_stop, data[at + 8] & 1 == 1)
+        tag, flags = _TAG.unpack_from(data, at)
+        properties, readable = self._properties(data, head, head_stop, flags & 1 == 1)
         text = data[body:body_stop]
         key = _routing_key(data, at + 9)
         events.append(
             new_tuple(Delivered, (channel, consumer, tag, text, body_size, properties, readable, key))
         )
-        return int(body_stop + 1)
+        return body_stop + 1
 
     def _properties(self, data: bytes, head: int, stop: int, redelivered: bool) -> tuple[Properties, bool]:
         """What `decode_content` says of a content header, but for the size of the body."""

@@ -65,12 +65,15 @@ class _Each:
         self._told(place, self.failures.pop(place, None))
 
 
-class _Open(NamedTuple):
+class _Open:
     """A message that is not confirmed."""
 
-    batch: _Batch | _Each
-    place: int
-    mandatory_id: str
+    __slots__ = ("batch", "mandatory_id", "place")
+
+    def __init__(self, batch: _Batch | _Each, place: int, mandatory_id: str) -> None:
+        self.batch = batch
+        self.place = place
+        self.mandatory_id = mandatory_id
 
 
 class Outbox:
@@ -149,9 +152,14 @@ class Outbox:
         first = self._next
         number, frame_max = self.number, self._tap.frame_max
         out: list[bytes] = []
+        to: tuple[str, bytes, bool] | None = None
+        method = b""
         for place, message in enumerate(messages):
             exchange, key, properties, body, mandatory_id = message
-            out.append(encoding.publish_method(number, exchange, key, bool(mandatory_id)))
+            if to is None or exchange != to[0] or key != to[1] or bool(mandatory_id) is not to[2]:
+                to = exchange, key, bool(mandatory_id)
+                method = encoding.publish_method(number, *to)
+            out.append(method)
             out.append(encoding.content(number, properties, body, frame_max))
             self._open[first + place] = _Open(batch, place, mandatory_id)
             if mandatory_id:
@@ -170,8 +178,10 @@ class Outbox:
                 # Its confirm follows.
                 tag = self._mandatory.get(event.message_id)
                 if tag is not None:
-                    batch, place, _ = self._open[tag]
-                    batch.failures[place] = Failure(f"returned by the broker: {event.text}", returned=True)
+                    known = self._open[tag]
+                    known.batch.failures[known.place] = Failure(
+                        f"returned by the broker: {event.text}", returned=True
+                    )
             elif type(event) is Closed:
                 if event.channel == number and event.code in _REFUSALS:
                     self.refusal = event
@@ -189,9 +199,9 @@ class Outbox:
         """Give up what is not confirmed; a later confirm changes nothing."""
         failed, self._open = self._open, {}
         self._mandatory.clear()
-        for batch, place, _ in failed.values():
-            batch.failures.setdefault(place, Failure(why))
-            batch.settle(place)
+        for known in failed.values():
+            known.batch.failures.setdefault(known.place, Failure(why))
+            known.batch.settle(known.place)
 
     def _confirmed(self, confirm: Confirm) -> None:
         if confirm.multiple:
@@ -210,12 +220,12 @@ class Outbox:
         known = self._open.pop(tag, None)
         if known is None:
             return
-        batch, place, mandatory_id = known
-        if mandatory_id:
-            self._mandatory.pop(mandatory_id, None)
+        if known.mandatory_id:
+            self._mandatory.pop(known.mandatory_id, None)
         if not ok:
-            batch.failures.setdefault(place, Failure("refused by the broker (basic.nack)", nacked=True))
-        batch.settle(place)
+            failure = Failure("refused by the broker (basic.nack)", nacked=True)
+            known.batch.failures.setdefault(known.place, failure)
+        known.batch.settle(known.place)
 
     def _forget(self, batch: _Batch, first: int, why: str) -> Mapping[int, Failure]:
         for tag in range(first, self._next):

@@ -7,15 +7,16 @@ that must not hold up acks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
 import aio_pika
 
 from bridge.adapters.amqp import encoding
-from bridge.adapters.amqp.announcing import one_write, outcome_event, receipt_headers, receipt_properties
+from bridge.adapters.amqp.announcing import one_write, outcome_events, receipt_headers, receipt_properties
 from bridge.adapters.amqp.connection import Tap, channel
 from bridge.adapters.amqp.fallbacks import FallbacksUnroutable, fallback_message
 from bridge.adapters.amqp.frames import Event
@@ -203,15 +204,16 @@ class ReceiptPublisher:
         """See the port."""
         if self.blocked:
             return receipts
-        return await self._publish(receipts, self._receipt)
+        announced = [receipt.row for receipt in receipts if receipt.announce and self._outcome_events]
+        return await self._publish(receipts, partial(self._receipt, outcome_events(announced)))
 
-    def _receipt(self, receipt: Receipt) -> list[Message]:
-        row = receipt.row
-        messages = [outcome_event(row)] if receipt.announce and self._outcome_events else []
+    def _receipt(self, events: Iterator[Message], receipt: Receipt) -> list[Message]:
+        messages = [next(events)] if receipt.announce and self._outcome_events else []
         if not receipt.replies:
             return messages
+        row = receipt.row
         body = messages[0].body if messages else receipt_body(row)
-        headers = receipt_headers(row)
+        headers = receipt_headers(row.key.tenant, row.traceparent)
         for reply in receipt.replies:
             key = self._reply_key(reply, "receipts.send", row.key.push_id)
             if key:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, LiteralString
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
+from typing import Any, Final, LiteralString, TypeVar
 
 import msgspec
 
 from bridge.core.errors import RowsRefused
 from bridge.core.model.outcomes import FINAL, Outcome, Proof, Reason
 from bridge.core.model.pushes import Encoding
-from bridge.core.model.rows import Reply, Row, RowKey
+from bridge.core.model.rows import Reply, Row, RowKey, columns_of
 from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.store import Written
 
@@ -38,10 +39,11 @@ META: LiteralString = (
     " (select c.meta from push_content c where c.day = {0}.day and c.id = {0}.content)) end)"
 )
 """The meta of a record: its own, or the one that it shares."""
-MICRO = 1_000_000
-SHARE_BYTES = 256
+MICRO: Final = 1_000_000
+SHARE_BYTES: Final = 256
 """What several rows of a batch have in common is stored once if it has at least so many bytes."""
 
+T = TypeVar("T")
 
 # To call an enum costs more than everything else for a field.
 _OUTCOMES = {o.value: o for o in Outcome}
@@ -151,7 +153,7 @@ def nulls_for_empty(values: Sequence[str]) -> str | None:
 
 def nullable_texts(values: Sequence[str | None]) -> str | None:
     """A literal of texts and nulls, None where all are null."""
-    if all(v is None for v in values):
+    if _all_null(values):
         return None
     return "{" + ",".join(["NULL" if v is None else texts((v,))[1:-1] for v in values]) + "}"
 
@@ -172,17 +174,32 @@ def times(values: Sequence[float | None]) -> str:
     A batch shares most of its times, so each is written once; and a whole number is written five times as fast as a
     fraction.
     """
-    written: dict[float | None, str] = {None: "NULL"}
+    written: dict[float | None, str] = {}
     parts: list[str] = []
+    last: float | None = None
+    text = "NULL"
     for value in values:
-        text = written.get(value)
-        if text is None:
-            assert value is not None
-            # What is no time is for the database to refuse.
-            text = f"{round(value * MICRO)}e-6" if math.isfinite(value) else repr(value)
+        if value != last:
+            last = value
+            text = written.get(value) or _time(value)
             written[value] = text
         parts.append(text)
     return f"{{{','.join(parts)}}}"
+
+
+def _time(value: float | None) -> str:
+    if value is None:
+        return "NULL"
+    # What is no time is for the database to refuse.
+    return f"{round(value * MICRO)}e-6" if math.isfinite(value) else repr(value)
+
+
+def mostly_alike(values: Sequence[T], literal: Callable[[Sequence[T]], str]) -> str:
+    """The literal of a column in which the rows of a batch mostly have the same: then it is written once."""
+    count = len(values)
+    if count < 2 or values.count(values[0]) < count:
+        return literal(values)
+    return f"{{{','.join([literal(values[:1])[1:-1]] * count)}}}"
 
 
 def booleans(values: Iterable[bool]) -> str:
@@ -193,23 +210,32 @@ def booleans(values: Iterable[bool]) -> str:
 def key_params(rows: Iterable[RowKey]) -> tuple[str, str, str]:
     """Three text[] literals, as every function of the schema takes keys: tenants, push ids, users."""
     tenants, push_ids, users = zip(*rows, strict=True)
-    return texts(tenants), texts(push_ids), texts(users)
+    return mostly_alike(tenants, texts), texts(push_ids), texts(users)
 
 
 def lock_order(key: RowKey) -> tuple[str, str, str]:
     """The order in which every writer takes rows, that of the primary key; without one, two writers would deadlock."""
-    return key.push_id, key.user, key.tenant
+    tenant, push_id, user = key
+    return push_id, user, tenant
 
 
 def in_lock_order(rows: Sequence[Row]) -> list[int]:
     """The places of these rows in lock order."""
-    keys = [row.key for row in rows]
-    return [place for *_, place in sorted([(k[1], k[2], k[0], at) for at, k in enumerate(keys)])]
+    keys = [lock_order(row.key) for row in rows]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def all_applied(rows: Sequence[Row]) -> list[Written]:
     """What a write returns where every row was written as it is."""
-    return [new_tuple(Written, (row, True)) for row in rows]
+    return list(map(new_tuple, repeat(Written), zip(rows, repeat(True))))
+
+
+def _finals(outcomes: Sequence[Outcome]) -> str:
+    return booleans([FINAL[outcome] for outcome in outcomes])
+
+
+def _proofs(proofs: Sequence[Proof]) -> str:
+    return numbers([int(proof) for proof in proofs])
 
 
 RECORD_PARAMS = 46
@@ -218,71 +244,79 @@ RECORD_PARAMS = 46
 
 def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
     """The RECORD_PARAMS of record_rows() for rows in lock order. Raises RowsRefused for broken text."""
-    tenants, push_ids, users = key_params([r.key for r in rows])
+    c = columns_of(rows)
+    tenants, push_ids, users = key_params(c.key)
+    carries = any(c.payload) or any(c.excluded) or any(c.meta)
     # A list may have thousands of ids, and mostly all rows of a batch share one: each is turned into text once.
-    lists = {id(r.excluded): r.excluded for r in rows if r.excluded}
+    lists = {id(excluded): excluded for excluded in c.excluded if excluded}
     listed = {place: _json_array(ids) for place, ids in lists.items()}
-    shared = _Shared(rows, listed)
-    own = [r if c is None else _NOTHING for r, c in zip(rows, shared.of_row, strict=True)]
+    shared = _Shared(rows if carries else (), listed)
+    own = rows
+    if carries:
+        own = [r if of is None else _NOTHING for r, of in zip(rows, shared.of_row, strict=True)]
     return (
         tenants,
         push_ids,
         users,
-        texts([r.outcome for r in rows]),
-        texts([r.reason for r in rows]),
-        booleans([FINAL[r.outcome] for r in rows]),
-        numbers([int(r.confirm) for r in rows]),
-        numbers([r.sessions for r in rows]),
-        numbers([r.attempts for r in rows]),
-        times([r.published_at for r in rows]),
-        times([r.taken_at for r in rows]),
-        times([r.written_at for r in rows]),
-        times([r.proven_at for r in rows]),
-        times([r.finished_at for r in rows]),
-        texts([r.node for r in rows]),
-        texts([r.boot for r in rows]),
-        texts([r.event for r in rows]),
-        texts([r.app_id for r in rows]),
-        texts_or_none([r.detail for r in rows]),
-        texts_or_none([r.traceparent for r in rows]),
-        nullable_texts([_meta(r.meta) for r in own]) if any(r.meta for r in own) else None,
-        _bytes([r.payload for r in own]),
-        nullable_texts([owed_text(r.owed) for r in rows]),
-        nullable_texts([None if r.day is None else r.day.isoformat() for r in rows]),
-        *_kept_params(rows, own, listed),
+        mostly_alike(c.outcome, texts),
+        mostly_alike(c.reason, texts),
+        mostly_alike(c.outcome, _finals),
+        mostly_alike(c.confirm, _proofs),
+        mostly_alike(c.sessions, numbers),
+        mostly_alike(c.attempts, numbers),
+        times(c.published_at),
+        times(c.taken_at),
+        times(c.written_at),
+        times(c.proven_at),
+        times(c.finished_at),
+        mostly_alike(c.node, texts),
+        mostly_alike(c.boot, texts),
+        mostly_alike(c.event, texts),
+        mostly_alike(c.app_id, texts),
+        texts_or_none(c.detail),
+        texts_or_none(c.traceparent),
+        nullable_texts([_meta(r.meta) for r in own]) if any(c.meta) else None,
+        _bytes([r.payload for r in own]) if carries else _bytes(c.payload),
+        None if _all_null(c.owed) else nullable_texts([owed_text(owed) for owed in c.owed]),
+        None if _all_null(c.day) else nullable_texts([day and day.isoformat() for day in c.day]),
+        *_kept_params(rows, own, listed, c),
         _bytes(shared.of_row),
         *shared.params(),
-        nullable_numbers([r.fingerprint or None for r in rows]),
-        nulls_for_empty([r.topic for r in rows]),
-        nulls_for_empty([r.session for r in rows]),
-        nulls_for_empty([r.holder for r in rows]),
-        booleans([r.first_device for r in rows]) if any(r.first_device for r in rows) else None,
-        *_fallback_params(rows),
-        nulls_for_empty([r.batch_id for r in rows]),
-        _numbers_or_none([r.batch_position for r in rows]),
-        _numbers_or_none([r.data_bytes for r in rows]),
+        nullable_numbers([fingerprint or None for fingerprint in c.fingerprint]),
+        nulls_for_empty(c.topic),
+        nulls_for_empty(c.session),
+        nulls_for_empty(c.holder),
+        booleans(c.first_device) if any(c.first_device) else None,
+        *_fallback_params(c),
+        nulls_for_empty(c.batch_id),
+        _numbers_or_none(c.batch_position),
+        _numbers_or_none(c.data_bytes),
     )
+
+
+def _all_null(values: Sequence[object]) -> bool:
+    return values.count(None) == len(values)
 
 
 def _numbers_or_none(values: Sequence[float | None]) -> str | None:
     """An array literal of numbers and nulls, None where all are null."""
-    return None if all(v is None for v in values) else nullable_numbers(values)
+    return None if _all_null(values) else nullable_numbers(values)
 
 
-def _fallback_params(rows: Sequence[Row]) -> tuple[str | None, str | None]:
+def _fallback_params(c: Any) -> tuple[str | None, str | None]:
     """When fallbacks are due, and their routing keys; null where no row has one."""
-    keys = nulls_for_empty([r.fallback_key for r in rows])
-    return (None, None) if keys is None else (times([r.fallback_due for r in rows]), keys)
+    keys = nulls_for_empty(c.fallback_key)
+    return (None, None) if keys is None else (times(c.fallback_due), keys)
 
 
 def _kept_params(
-    rows: Sequence[Row], own: Sequence[Row], listed: Mapping[int, str]
+    rows: Sequence[Row], own: Sequence[Row], listed: Mapping[int, str], c: Any
 ) -> tuple[str | None, ...]:
     """Positions, ends of ttl, encodings, collapse keys, excluded sessions, times for acks, bytes; null if not kept."""
+    if _all_null(c.expires_at) and _all_null(c.fallback_due) and not any(c.collapse_key):
+        return (None,) * 7
     kept = [r.expires_at is not None for r in rows]
     owes = [r.fallback_due is not None for r in rows]
-    if not any(kept) and not any(owes) and not any(r.collapse_key for r in rows):
-        return (None,) * 7
     sizes = [len(r.payload or b"") + len(listed.get(id(r.excluded), "")) for r in rows]
     return (
         nullable_numbers([r.position or None for r in rows]),
@@ -356,7 +390,7 @@ def _nulls(count: int) -> str:
 
 def _bytes(values: Sequence[bytes | None]) -> str | None:
     """A bytea[] literal with nulls, None where all are null."""
-    if not any(v is not None for v in values):
+    if _all_null(values):
         return None
     return "{" + ",".join(["NULL" if v is None else f'"\\\\x{v.hex()}"' for v in values]) + "}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from bridge.core.contract import jsontext
 from bridge.core.contract.jsontext import encode
@@ -11,6 +11,8 @@ from bridge.core.model.pushes import Encoding, PushRequest, ToTopic
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame
 
+_JSON: Final = Encoding.JSON
+_BYTES: Final = Encoding.BYTES
 Ref: TypeAlias = str | int | None
 """The `ref` of a client's frame, repeated in the answer; None where there is no usable one."""
 
@@ -24,7 +26,7 @@ def push_frame(request: PushRequest) -> Frame:
     if isinstance(request.target, ToTopic):
         of += b',"topic":%b' % encode(request.target.topic)
     head = b'{"type":"push","id":%b%b,"event":%b,"data":' % (encode(request.id), of, encode(request.event))
-    if request.encoding is Encoding.JSON:
+    if request.encoding is _JSON:
         return Frame(b"%b%b}" % (head, request.data), False, request.id)
     if request.encoding is Encoding.TEXT:
         return Frame(b"%b%b}" % (head, encode(request.data.decode())), False, request.id)
@@ -34,11 +36,12 @@ def push_frame(request: PushRequest) -> Frame:
 
 def bare_frame(request: PushRequest) -> Frame:
     """Only the data: a JSON string as the text it stands for, other JSON as its text, bytes as bytes."""
-    if request.encoding is Encoding.BYTES:
-        return Frame(request.data, binary=True)
-    if request.encoding is Encoding.JSON and request.data[:1] == b'"':
-        return Frame(jsontext.decode_str(request.data).encode())
-    return Frame(request.data)
+    data, encoding = request.data, request.encoding
+    if encoding is _BYTES:
+        return Frame(data, binary=True)
+    if encoding is _JSON and data[:1] == b'"':
+        return Frame(jsontext.decode_str(data).encode())
+    return Frame(data)
 
 
 HEARTBEAT_EVERY = 10

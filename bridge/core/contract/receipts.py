@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
 from bridge.core.contract.jsontext import encode
 from bridge.core.model.outcomes import FINAL, Outcome, Reason
 from bridge.core.model.pushes import NO_USER
-from bridge.core.model.rows import Row
+from bridge.core.model.rows import Row, columns_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -18,20 +20,45 @@ def receipt_body(row: Row, *, differs: bool = False) -> bytes:
 
     `differs`: it answers a request with the row's id and other content.
     """
-    tenant, push_id, user = row.key
-    return b"".join(
-        (
-            b'{"push_id":',
-            encode(push_id),
-            b',"user_id":',
-            b"null" if user == NO_USER else encode(user),
-            _what(row.outcome, row.reason, row.event, row.topic, tenant),
-            _when(row.published_at, row.taken_at, row.written_at, row.proven_at, row.finished_at),
-            _where(row.sessions, row.attempts, row.node),
-            b',"detail":' + encode(row.detail) if row.detail else b"",
-            b',"repeat":"differs"}' if differs else b"}",
+    (body,) = receipt_bodies(columns_of([row]))
+    return body[:-1] + b',"repeat":"differs"}' if differs else body
+
+
+def receipt_bodies(c: Any) -> list[bytes]:
+    """The receipts of the rows in these columns; see `columns_of`."""
+    tenants, push_ids, users = zip(*c.key, strict=True)
+    what = _each(_what, c.outcome, c.reason, c.event, c.topic, tenants)
+    when = _each(_when, c.published_at, c.taken_at, c.written_at, c.proven_at, c.finished_at)
+    where = _each(_where, c.sessions, c.attempts, c.node)
+    return [
+        b"".join(
+            (
+                b'{"push_id":',
+                encode(push_id),
+                b',"user_id":',
+                b"null" if user == NO_USER else encode(user),
+                of,
+                at,
+                by,
+                b',"detail":' + encode(detail) if detail else b"",
+                b"}",
+            )
         )
-    )
+        for push_id, user, of, at, by, detail in zip(
+            push_ids, users, what, when, where, c.detail, strict=True
+        )
+    ]
+
+
+def _each(write: Callable[..., bytes], *columns: Sequence[object]) -> Sequence[bytes]:
+    """What is written for each row, whose fields are in these columns. A row mostly has what the one before it has."""
+    written: list[bytes] = []
+    before: tuple[object, ...] = ()
+    for fields in zip(*columns, strict=True):
+        if fields != before:
+            before, text = fields, write(*fields)
+        written.append(text)
+    return written
 
 
 # What many receipts share is written once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from bridge.core.contract.frames import bare_frame, push_frame
 from bridge.core.delivery.presence import Presence
@@ -14,6 +15,8 @@ from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.session import Session
+
+_BARE: Final = Mode.BARE
 
 
 class Dispatcher:
@@ -32,10 +35,10 @@ class Dispatcher:
         """Offer a push to these sessions. `frames` caches the frames of a request for its other users."""
         flight.addressed(len(sessions))
         for session in sessions:
-            frame = frames.get(session.mode)
+            mode = session.mode
+            frame = frames.get(mode)
             if frame is None:
-                build = bare_frame if session.mode is Mode.BARE else push_frame
-                frame = frames[session.mode] = build(request)
+                frame = frames[mode] = bare_frame(request) if mode is _BARE else push_frame(request)
             if session.offer(frame, flight):
                 self._touched.add(session)
                 continue
@@ -48,8 +51,8 @@ class Dispatcher:
 
     def show(self, request: PushRequest, session: Session) -> None:
         """Offer a push that has ended to one more session, if it has room."""
-        build = bare_frame if session.mode is Mode.BARE else push_frame
-        if session.offer_kept(build(request), None):
+        frame = bare_frame(request) if session.mode is _BARE else push_frame(request)
+        if session.offer_kept(frame, None):
             self._touched.add(session)
 
     def _no_room(self, flight: Flight, session: Session) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from bridge.core.contract.requests import Decoded
 from bridge.core.delivery.lookups import Lookups
@@ -19,6 +19,7 @@ from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.broker import Arrival, Source
 
+_FALLEN: Final = Source.FALLEN
 DecodedMessage: TypeAlias = tuple[Arrival, Decoded]
 
 
@@ -66,7 +67,7 @@ class KnownRows:
 
     def settled(self, key: RowKey) -> Row | None:
         """The row with this key, if it was settled since the last look-up."""
-        return self._settled.get(key)
+        return self._settled.get(key) if self._settled else None
 
     def may_have_come(self, arrival: Arrival, request: PushRequest | Rejected) -> bool:
         """Whether a push may have come before: the broker delivers it again, or its id is remembered."""
@@ -74,7 +75,7 @@ class KnownRows:
         return (
             properties.redelivered
             or properties.delivery_count > 0
-            or arrival.source is Source.FALLEN
+            or arrival.source is _FALLEN
             or request.id in self._remembered
             or (self._is_aside is not None and self._is_aside(request))
         )

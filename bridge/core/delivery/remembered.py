@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Final
 
 from bridge.core.bounds import Bounds
 from bridge.core.errors import StatementFailed, StoreUnavailable
@@ -20,13 +21,14 @@ from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import IdPlace, OthersRows, Store
 from bridge.core.row_limit import RowLimit
 
-GENERATION = 86_400.0
+GENERATION: Final = 86_400.0
 """Seconds for which ids are added to one generation."""
-BITS = 3
+BITS: Final = 3
 """Bits that an id sets."""
 
-_WORD = (1 << 64) - 1
-_MASK_BITS = 13
+_HASH_BITS: Final = (1 << 61) - 1
+"""Of a text's hash, as many as a compiled module computes with without an object."""
+_MASK_BITS: Final = 13
 
 
 def _masks() -> list[int]:
@@ -34,7 +36,7 @@ def _masks() -> list[int]:
     return [sum(1 << bit for bit in chosen(range(64), BITS)) for _ in range(1 << _MASK_BITS)]
 
 
-_MASKS = _masks()
+_MASKS: Final = _masks()
 
 
 class Filter:
@@ -49,13 +51,13 @@ class Filter:
 
     def add(self, text: str) -> None:
         """Add a text; idempotent."""
-        value = hash(text) & _WORD
+        value = hash(text) & _HASH_BITS
         place = (value >> _MASK_BITS) % len(self._words)
         self._words[place] |= _MASKS[value & ((1 << _MASK_BITS) - 1)]
         self.added += 1
 
     def __contains__(self, text: str) -> bool:
-        value = hash(text) & _WORD
+        value = hash(text) & _HASH_BITS
         mask = _MASKS[value & ((1 << _MASK_BITS) - 1)]
         return self._words[(value >> _MASK_BITS) % len(self._words)] & mask == mask
 

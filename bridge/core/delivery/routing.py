@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.grace import Grace
-from bridge.core.delivery.targets import Resolver, address, resolver_of
+from bridge.core.delivery.targets import Resolver, resolver_of, sessions_of, why_nobody
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import InFlight
@@ -128,14 +128,15 @@ class Router:
         deadlines have begun."""
         now = self._clock.monotonic()
         alone = bool(flight.messages) and flight.messages[0].alone
-        to = address(self._hub, request, resolver, flight.key.user)
-        sessions = to.sessions
+        user = flight.key.user
+        sessions = sessions_of(self._hub, request, resolver, user)
         if not sessions:
             if not known and not self._neighbours.alone:
                 # Others may have come while this process was stopped.
                 self._wait_for_holders(Asked(flight, request, offered=False))
                 return
-            self._nobody(flight, request, resolver, to.nobody, now, alone)
+            why = why_nobody(self._hub, request, resolver, user)
+            self._nobody(flight, request, resolver, why, now, alone)
             return
         if flight.sessions:
             # It waited for its holders, and sessions that opened meanwhile have read it.
@@ -172,7 +173,7 @@ class Router:
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
         user = flight.key.user
-        before = address(self._hub, request, resolver, user).sessions
+        before = sessions_of(self._hub, request, resolver, user)
         here = bool(before) and user not in self._unrouted
         guessed = self._guess(flight, request)
         offered = here or bool(guessed)
@@ -362,14 +363,14 @@ class Router:
             self._unoffered(flight, request, boots, waits=offered)
         elif flight.outcome in DELIVERED and not flight.withdrawn:
             # A session that opened meanwhile has read and proven it. Those that were here before have not got it.
-            for session in address(self._hub, request, resolver_of(request), user).sessions:
+            for session in sessions_of(self._hub, request, resolver_of(request), user):
                 if session in before and session.read_to < flight.position:
                     self._dispatcher.show(request, session)
 
     def _unoffered(self, flight: Flight, request: PushRequest, boots: Sequence[str], *, waits: bool) -> None:
         """No session here was offered it; these processes were forwarded it. `waits`: its deadlines have begun."""
         resolver = resolver_of(request)
-        here = address(self._hub, request, resolver, flight.key.user).sessions
+        here = sessions_of(self._hub, request, resolver, flight.key.user)
         if not waits:
             flight.taken_mono = self._clock.monotonic()
         if flight.sessions and not here:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from bridge.core.bounds import TakingBounds
 from bridge.core.contract.requests import Decoded
@@ -18,9 +19,13 @@ from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.making import flight_of
 from bridge.core.model.fingerprint import fingerprint_of
 from bridge.core.model.pushes import PushRequest, ToUser
-from bridge.core.ports.broker import AckToken, Arrival, Source
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.broker import Arrival, Source
 
 _TO_USER = RESOLVERS[ToUser]
+_REQUESTS: Final = Source.REQUESTS
+_FALLEN: Final = Source.FALLEN
+_NO_ROWS: Final[dict[RowKey, Row]] = {}
 
 
 class Taker:
@@ -82,83 +87,89 @@ class Taker:
 
     async def _take(self, decoded: Sequence[tuple[Arrival, Decoded]]) -> int:
         self._turns.begin_count()
-        messages = requests = 0
-        aside: set[AckToken] = set()
+        messages = requests = aside = 0
+        handled: set[int] = set()
         try:
             await self._requests.look_for_sessions(decoded)
             self._taken_at = self._clock.time()
             with self._known.watching():
                 for portion in self._known.portions(decoded):
                     known = await self._known.find(portion)
+                    rows = _NO_ROWS if known is None else known.rows
                     for arrival, taking in portion:
                         if messages and self._load.full:
                             return messages
                         messages += 1
-                        if self.is_lost(arrival):
+                        channel = arrival.token.incarnation
+                        if channel in self._lost:
                             continue
-                        if (
-                            self._aside is not None
-                            and not self.is_suspect(arrival)
-                            and self._aside(arrival, taking)
-                        ):
-                            aside.add(arrival.token)
+                        ordinary = self._ordinary(arrival, taking, known)
+                        # The ids of what was set aside before are among those that may have come before.
+                        if (ordinary is None or aside) and self._sets_aside(arrival, taking):
+                            aside += 1
                             continue
-                        requests += len(taking.requests)
-                        if self._take_ordinary(arrival, taking, known):
+                        if ordinary is not None:
+                            handled.add(channel)
+                            requests += 1
+                            self._take_ordinary(arrival, taking, ordinary, rows)
                             if self._turns.is_due():
                                 await self._turns.give()
                                 self._taken_at = self._clock.time()
-                        else:
-                            await self._take_message(arrival, taking, known)
-                            self._taken_at = self._clock.time()
+                            continue
+                        if arrival.source is _REQUESTS and not self.is_suspect(arrival):
+                            handled.add(channel)
+                        requests += len(taking.requests)
+                        await self._take_message(arrival, taking, known)
+                        self._taken_at = self._clock.time()
         except Stopped:
             # Messages that were not acked go back to the queue with the channel.
             return len(decoded)
         finally:
             self._requests.forget_sessions()
             self._router.flush()
-            self._metrics.taken(messages - len(aside), requests)
-        handled = {
-            a.token.incarnation
-            for a, _ in decoded
-            if a.source is Source.REQUESTS and not self.is_suspect(a) and a.token not in aside
-        }
+            self._metrics.taken(messages - aside, requests)
         if handled:
             self._acks.widen(handled)
         return messages
 
     # --- a message ---
 
-    def _take_ordinary(self, arrival: Arrival, taking: Decoded, known: Known | None) -> bool:
-        """Take a message with one request to one user, which nothing says may have come before: nearly every one.
+    def _sets_aside(self, arrival: Arrival, taking: Decoded) -> bool:
+        """Whether somebody else takes this message, and has it now."""
+        return self._aside is not None and not self.is_suspect(arrival) and self._aside(arrival, taking)
 
-        It needs no look-up and no wait. False, and nothing done, where it is any other: see `_take_message`.
-        """
-        properties = arrival.properties
-        if (
-            known is None
-            or len(taking.requests) != 1
-            or arrival.source is not Source.REQUESTS
-            or properties.delivery_count > 0
-        ):
-            return False
-        request = taking.requests[0]
+    def _ordinary(self, arrival: Arrival, taking: Decoded, known: Known | None) -> PushRequest | None:
+        """The request of a message with only one, to one user, which nothing says may have come before: nearly every
+        one. None for any other message: see `_take_message`."""
+        requests = taking.requests
+        if known is None or len(requests) != 1 or arrival.source is not _REQUESTS:
+            return None
+        request = requests[0]
         if (
             not isinstance(request, PushRequest)
             or not isinstance(request.target, ToUser)
             or request.deliver_at
-            or id(request) in known.came
+            or (known.came and id(request) in known.came)
+            or arrival.properties.delivery_count > 0
         ):
-            return False
+            return None
+        return request
+
+    def _take_ordinary(
+        self, arrival: Arrival, taking: Decoded, request: PushRequest, rows: dict[RowKey, Row]
+    ) -> None:
+        """Take a message that is `_ordinary`: it needs no look-up and no wait."""
+        requests, published_at, traceparent, batch_id = taking
         message = HeldMessage(
             arrival.token,
-            properties,
-            published_at=taking.published_at,
+            arrival.properties,
+            published_at=published_at,
             taken_at=self._taken_at,
-            traceparent=taking.traceparent,
+            traceparent=traceparent,
         )
-        if taking.batch_id:
-            message.hold_batch(taking.batch_id, taking.requests)
+        if batch_id:
+            message.hold_batch(batch_id, requests)
+        assert isinstance(request.target, ToUser)
         try:
             flight = flight_of(
                 request,
@@ -172,12 +183,11 @@ class Taker:
             too_old = too_old_of(message, request, self._limits.max_age)
             if too_old is not None:
                 flight.born_ended(*too_old, message.taken_at)
-            if self._requests.enter(flight, message, known.rows) and too_old is None:
+            if self._requests.enter(flight, message, rows) and too_old is None:
                 self._router.route(flight, request, _TO_USER, {})
             self._requests.remember(request)
         except Exception as error:  # a defect must cost one message, not the service
             self._failed(arrival, message, error)
-        return True
 
     async def _take_message(self, arrival: Arrival, taking: Decoded, known: Known | None) -> None:
         message = HeldMessage(
@@ -189,7 +199,7 @@ class Taker:
         )
         if taking.batch_id:
             message.hold_batch(taking.batch_id, taking.requests)
-        if arrival.source is Source.FALLEN:
+        if arrival.source is _FALLEN:
             # It was taken before, as often as the broker allows: receipts sent then may have been lost.
             message.redelivered = True
         # One more than its rows: the message stays open until all of its requests are taken; `release` subtracts it.

@@ -11,7 +11,7 @@ from bridge.core.delivery.known import DecodedMessage, Known
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.parts import TakeParts
 from bridge.core.delivery.taking import Taking
-from bridge.core.delivery.targets import address, resolver_of
+from bridge.core.delivery.targets import resolver_of, sessions_of, why_nobody
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.making import flight_of, flight_of_rejected
@@ -163,7 +163,8 @@ class RequestTaker:
         excluded: list[str] = []
 
         def take_one(user: str, rows: dict[RowKey, Row]) -> None:
-            if waits and address(self._hub, request, taking.resolver, user).nobody is Reason.EXCLUDED:
+            of = self._hub, request, taking.resolver, user
+            if waits and not sessions_of(*of) and why_nobody(*of) is Reason.EXCLUDED:
                 excluded.append(user)
             else:
                 self._take_one(taking, user, position, rows, frames)
@@ -216,7 +217,7 @@ class RequestTaker:
         """A session of the user has subscribed meanwhile, and has this push as its last value: the others follow."""
         request = taking.request
         flight = self._inflight.get(key)
-        for session in address(self._hub, request, taking.resolver, key.user).sessions:
+        for session in sessions_of(self._hub, request, taking.resolver, key.user):
             if key in keys_of((*session.waiting_pushes(), *session.handed_pushes())):
                 continue
             if flight is not None and not flight.ended:
@@ -236,8 +237,9 @@ class RequestTaker:
     ) -> bool:
         """Add a new flight. False where its push is known: the message joins it, or is answered from its row."""
         message.open += 1
-        row = self._known.settled(flight.key) or rows.get(flight.key)
-        flying = self._inflight.get(flight.key)
+        key = flight.key
+        row = self._known.settled(key) or (rows.get(key) if rows else None)
+        flying = self._inflight.get(key)
         if flying is not None:
             self._repeats.join(flying, message, flight.fingerprint)
             return False

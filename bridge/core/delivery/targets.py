@@ -6,21 +6,12 @@ A kind of target is one class and one line in `RESOLVERS`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, Protocol
 
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import NO_USER, PushRequest, Target, ToAll, ToSession, ToTopic, ToUser, ToUsers
-from bridge.core.model.tuples import new_tuple
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
-
-
-class Address(NamedTuple):
-    """One user of a request, and the sessions to send to. If there are none, `nobody` is the reason for `offline`."""
-
-    user: str
-    sessions: Sequence[Session]
-    nobody: Reason = Reason.NO_SESSION
 
 
 class Resolver(Protocol):
@@ -161,12 +152,17 @@ def resolver_of(request: PushRequest) -> Resolver:
     return RESOLVERS[type(request.target)]
 
 
-def address(hub: Hub, request: PushRequest, resolver: Resolver, user: str) -> Address:
+def sessions_of(hub: Hub, request: PushRequest, resolver: Resolver, user: str) -> Sequence[Session]:
     """The sessions of one user of a request now. Use it before the next await: sessions come and go."""
     if user == NO_USER:
-        return Address(user, (), resolver.nobody)
+        return ()
     live = [s for s in resolver.sessions(hub, request, user) if s.takes_pushes]
-    if not request.excluded:
-        return cast(Address, new_tuple(Address, (user, live, Reason.NO_SESSION)))
-    chosen = [s for s in live if s.id not in request.excluded]
-    return Address(user, chosen, Reason.EXCLUDED if live and not chosen else Reason.NO_SESSION)
+    return [s for s in live if s.id not in request.excluded] if request.excluded else live
+
+
+def why_nobody(hub: Hub, request: PushRequest, resolver: Resolver, user: str) -> Reason:
+    """The reason for `offline` where there are no such sessions."""
+    if user == NO_USER:
+        return resolver.nobody
+    live = any(s.takes_pushes for s in resolver.sessions(hub, request, user))
+    return Reason.EXCLUDED if live else Reason.NO_SESSION

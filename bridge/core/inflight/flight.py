@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.kept import Kept
@@ -19,9 +19,11 @@ from bridge.core.model.fingerprint import NOT_KNOWN, differ
 from bridge.core.model.outcomes import DELIVERED, Outcome, Proof, Reason
 from bridge.core.model.rows import Reply, RowKey
 
-_MAY_IMPROVE = frozenset((Reason.NOT_ACKED, Reason.NO_PROOF_POSSIBLE))
-_WITHDRAWN = frozenset((Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.RECALLED))
-_NO_FALLBACK = frozenset((Outcome.SUPERSEDED, Outcome.RECALLED, Outcome.REJECTED))
+_NO_PROOF: Final = Proof.NONE
+_WRITTEN: Final = Proof.WRITTEN
+_MAY_IMPROVE: Final = frozenset((Reason.NOT_ACKED, Reason.NO_PROOF_POSSIBLE))
+_WITHDRAWN: Final = frozenset((Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.RECALLED))
+_NO_FALLBACK: Final = frozenset((Outcome.SUPERSEDED, Outcome.RECALLED, Outcome.REJECTED))
 
 
 class Effect(enum.Enum):
@@ -143,7 +145,7 @@ class Flight(Offered):
         """The fingerprints of messages that joined with other content; None while no message has."""
         self.owes = 0  # how many replies its row owed when it was last written
         self.state = State.TAKEN
-        self.proof = Proof.NONE
+        self.proof = _NO_PROOF
         """The best proof, late proof included."""
         self.sessions = self.open = self.silent = self.attempts = 0
         """Sessions that it was offered to, and those that may still prove it: all at another node count as one. Nodes
@@ -176,7 +178,7 @@ class Flight(Offered):
         """See `Offered`."""
         outcome = self.outcome
         return outcome is not None and (
-            (self.proof is Proof.NONE and outcome not in DELIVERED)
+            (self.proof is _NO_PROOF and outcome not in DELIVERED)
             or outcome in _WITHDRAWN
             or (self.first_device and outcome is Outcome.ACKED)
         )
@@ -235,13 +237,13 @@ class Flight(Offered):
         line = step(self.state, Event.HANDED)
         self.attempts += 1
         if unprovable is not self.unprovable:
-            self.unprovable = unprovable and self.proof is Proof.NONE
-        if self.proof is Proof.NONE:
-            self.proof = Proof.WRITTEN
+            self.unprovable = unprovable and self.proof is _NO_PROOF
+        if self.proof is _NO_PROOF:
+            self.proof = _WRITTEN
             self.written_at = now
             self.prover = by
             self.holder = at
-        if line.outcome is not None and line.reason is not None and self.confirm <= Proof.WRITTEN:
+        if line.outcome is not None and line.reason is not None and self.confirm <= _WRITTEN:
             return self._tell(self._end(line.outcome, line.reason, now), now)
         self.state = line.to
         return Effect.NOTHING

@@ -110,7 +110,7 @@ class Index:
 
     def get(self, key: RowKey) -> Flight | None:
         """The flight of this row, if there is one."""
-        return self._busy.get(key) or self._resting.get(key)
+        return self._busy.get(key) or (self._resting.get(key) if self._resting else None)
 
     def of_push(self, push_id: str) -> Collection[Flight]:
         """The flights of pushes with this id, of any tenant and user."""
@@ -186,7 +186,8 @@ class Index:
         if self.get(key) is not flight:
             return
         self._busy.pop(key, None)
-        self._resting.pop(key, None)
+        if self._resting:
+            self._resting.pop(key, None)
         self._leave(flight)
         if flight.kept is not None:
             self.written(flight)

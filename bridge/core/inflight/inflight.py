@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 from bridge.core.inflight.deadlines import Appointments, Deadlines
 from bridge.core.inflight.flight import Effect, Flight
@@ -21,9 +21,9 @@ from bridge.core.model.rows import LateProof, Row, RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import Account
 
-RESENDS = 3
+RESENDS: Final = 3
 """How often a kept push is resent to the sessions that have it; then it waits for the next session."""
-MICRO = 1_000_000
+MICRO: Final = 1_000_000
 
 
 class Ends(Protocol):
@@ -262,7 +262,7 @@ class InFlight:
         flight.logged(row.outcome, row.reason, row.finished_at or row.taken_at)
         self._watched(row)
         self._index.remove(flight)
-        waiting = self._settling.pop(flight.key, None)
+        waiting = self._settling.pop(flight.key, None) if self._settling else None
         if waiting is not None:
             waiting.set_result(None)
 

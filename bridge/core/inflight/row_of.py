@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.outcomes import Outcome, Reason
@@ -16,10 +17,10 @@ OWED_MAX = 100
 def row_of(flight: Flight, node: str, boot: str) -> Row:
     """The row for the flight as it stands now: final once the flight has ended, `pending` or `stored` before."""
     kept = flight.kept
-    if kept is None:
-        awaited = Outcome.PENDING, Reason.AWAITING_PROOF
-    else:
-        awaited = Outcome.STORED, kept.reason or Reason.AWAITING_PROOF
+    outcome, reason = flight.outcome, flight.reason
+    if outcome is None or reason is None:
+        outcome = Outcome.PENDING if kept is None else Outcome.STORED
+        reason = (None if kept is None else kept.reason) or Reason.AWAITING_PROOF
     fallback = flight.fallback
     due = None if fallback is None or flight.cared_for else fallback.due
     payload = flight.payload if kept is None else kept.data
@@ -27,7 +28,7 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
         payload = None
     # In the order of its fields: to find each by its name takes longer than all the rest.
     return Row(
-        flight.key, flight.outcome or awaited[0], flight.reason or awaited[1], node, boot,
+        flight.key, outcome, reason, node, boot,
         flight.published_at, flight.taken_at, flight.detail, flight.event, flight.app_id, flight.meta,
         flight.confirm, flight.written_at, flight.proven_at, flight.finished_at,
         flight.sessions, flight.attempts, payload, flight.traceparent,
@@ -46,13 +47,14 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
     )  # fmt: skip
 
 
-_NOBODY: frozenset[str] = frozenset()
+_NOBODY: Final[frozenset[str]] = frozenset()
+_JSON: Final = Encoding.JSON
 
 
 def _encoding(flight: Flight) -> Encoding:
     if flight.kept is not None:
         return flight.kept.encoding
-    return Encoding.JSON if flight.fallback is None else flight.fallback.encoding
+    return _JSON if flight.fallback is None else flight.fallback.encoding
 
 
 def _owed(flight: Flight) -> tuple[Reply, ...]:

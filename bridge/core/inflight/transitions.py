@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from bridge.core.errors import IllegalTransition
 from bridge.core.model.outcomes import Outcome, Reason
@@ -114,9 +114,12 @@ STEPS: Mapping[tuple[State, Event], Step] = {
 """From a state and an event to what the event does. A pair that is missing can't happen."""
 
 
+_LINES: Final = [[STEPS.get((state, event)) for event in Event] for state in State]
+
+
 def step(state: State, event: Event) -> Step:
     """The line of the table; raises IllegalTransition where there is none."""
-    found = STEPS.get((state, event))
+    found = _LINES[state][event]
     if found is None:
         raise IllegalTransition("push", State(state).name.lower(), Event(event).name.lower())
     return found

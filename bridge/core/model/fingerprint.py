@@ -9,6 +9,7 @@ from typing import Final
 from bridge.core.model.outcomes import Proof
 from bridge.core.model.pushes import Encoding, PushRequest, Rejected
 
+_BITS: Final = 0x7FFF_FFFF  # positive in a signed column of four bytes; and zero becomes 1, never NOT_KNOWN
 NOT_KNOWN: Final = 0
 """Stands for an unknown fingerprint: it differs from no other."""
 
@@ -22,7 +23,7 @@ def fingerprint_of(request: PushRequest | Rejected) -> int:
     than a warning.
     """
     if isinstance(request, Rejected):
-        return _short(zlib.crc32(request.body, 1))
+        return zlib.crc32(request.body, 1) & _BITS or 1
     if request.generated_id:
         return NOT_KNOWN
     asked = _asked(request.event, request.encoding, request.confirm, request.ttl, request.collapse_key)
@@ -35,7 +36,7 @@ def fingerprint_of(request: PushRequest | Rejected) -> int:
         asked = zlib.crc32(text.encode("utf-8", "surrogatepass"), asked)
     if request.deliver_at:
         asked = zlib.crc32(f"{request.deliver_at}\0".encode(), asked)
-    return _short(zlib.crc32(request.data, asked))
+    return zlib.crc32(request.data, asked) & _BITS or 1
 
 
 def differ(one: int, other: int) -> bool:
@@ -48,8 +49,3 @@ def _asked(event: str, encoding: Encoding, confirm: Proof, ttl: float, collapse_
     """The checksum of everything but the data. Many pushes share it."""
     text = f"{event}\0{encoding.value}\0{confirm}\0{ttl}\0{collapse_key}\0"
     return zlib.crc32(text.encode("utf-8", "surrogatepass"))
-
-
-def _short(checksum: int) -> int:
-    # Positive in a signed column of four bytes, and never NOT_KNOWN.
-    return checksum & 0x7FFF_FFFF or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -17,11 +17,11 @@ USERS_MAX = 10_000
 """Users that one `to.users` may name, and (request, user) pairs that one message may name."""
 BATCH_MAX = 1_000
 """Requests in one JSON array."""
-MESSAGE_BYTES_MAX = 1024 * 1024
+MESSAGE_BYTES_MAX: Final = 1024 * 1024
 """Bytes of one AMQP message's body."""
 ROUTING_KEY_BYTES = 255
 """Bytes of an AMQP routing key."""
-NO_USER = ""
+NO_USER: Final = ""
 """The user part of a key when no user was known; the `delivery` view shows it as null."""
 
 
@@ -72,6 +72,9 @@ class Encoding(enum.Enum):
     """UTF-8 text, checked: a JSON string in the envelope, itself in bare mode."""
     BYTES = "bytes"
     """Any bytes: base64 with `"encoding": "base64"` in the envelope, a binary frame in bare mode."""
+
+    # The library's hashes the name, in Python.
+    __hash__ = object.__hash__
 
 
 class Timestamp(int):

@@ -78,8 +78,8 @@ class Metrics(Protocol):
         """This many messages were taken from the broker in one batch, with this many requests."""
         ...
 
-    def outcome(self, row: Row) -> None:
-        """A row was committed."""
+    def outcomes(self, rows: Sequence[Row]) -> None:
+        """These rows were committed."""
         ...
 
     def repeat(self, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.core.model.sessions import Mode
@@ -25,6 +25,7 @@ HEARTBEAT_LOOK = HEARTBEAT_EVERY // 2
 check a heartbeat is due if the next check would be too late. So a session without traffic gets one at every second
 check, and no session waits longer than HEARTBEAT_EVERY."""
 
+_BARE: Final = Mode.BARE
 _PLACES = PING_EVERY * PLACES_A_SECOND
 _LOOK = HEARTBEAT_LOOK * PLACES_A_SECOND
 
@@ -150,7 +151,7 @@ class Hub:
                 session
                 for place in self._wheel[turn % _LOOK :: _LOOK]
                 for session in place
-                if session.mode is not Mode.BARE and session.quiet(at, HEARTBEAT_LOOK)
+                if session.mode is not _BARE and session.quiet(at, HEARTBEAT_LOOK)
             ]
             yield WheelTurn(at, list(self._wheel[turn % _PLACES]), quiet)
 

@@ -26,21 +26,24 @@ class Outgoing:
     def flush_all(self, sessions: Iterable[Session]) -> None:
         """Hand over all that their sockets take now, in one write each."""
         mono, now, fresh = self._clock.monotonic(), self._clock.time(), self._freshness.lasts()
+        handed = 0
         for session in sessions:
-            self._flush(session, mono, now, fresh)
+            handed += self._flush(session, mono, now, fresh)
+        if handed:
+            self._metrics.handed(handed)
 
     def flush(self, session: Session) -> None:
         """Hand over all that the socket takes now, in one write."""
-        self._flush(session, self._clock.monotonic(), self._clock.time(), self._freshness.lasts())
+        self.flush_all((session,))
 
-    def _flush(self, session: Session, mono: float, now: float, fresh: bool) -> None:
+    def _flush(self, session: Session, mono: float, now: float, fresh: bool) -> int:
+        """Returns how many pushes were handed over."""
         handed = session.flush(mono) if fresh else ()
         if session.waiting:
             self._hub.backlogged.add(session)
         else:
             self._hub.backlogged.discard(session)
         if handed:
-            self._metrics.handed(len(handed))
             if not session.proves and isinstance(session, EventSession):
                 for push in handed:
                     push.handed(now, session.id, unprovable=session.unprovable(push))
@@ -52,3 +55,4 @@ class Outgoing:
             why = None if session.proves else Reason.NO_PROOF_POSSIBLE
             for push in forgotten:
                 push.lost(now, handed=True, why=why)
+        return len(handed)

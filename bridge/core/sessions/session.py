@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Final
 
 from bridge.core.inflight.offered import Offered
 from bridge.core.model.outcomes import Proof
@@ -23,10 +24,10 @@ from bridge.core.sessions.states import SessionEvent, SessionState, next_session
 
 WRITE_CHUNK = 64 * 1024
 """Bytes of frames that are given to the socket in one write, before it is asked again whether it is writable."""
-
+_WRITTEN: Final = Proof.WRITTEN
+_ACKED: Final = Proof.ACKED
 _ROUNDING = 1e-6
 """Seconds: two times a whole number of seconds apart may differ by slightly more, as floats."""
-
 UNPROVEN_MAX = 4096
 """Frames handed over and not yet proven; with so many, the rest waits in the bounded queue."""
 
@@ -224,9 +225,8 @@ class Session:
             return self.offer_kept(frame, push)
         if self.replay.missed is not None:
             return False
-        size = len(frame.payload)
         # Any number of frames: they wait for the replay, not for a slow peer.
-        if self._held and self._held_bytes + size > self._limits.total_bytes:
+        if self._held and self._held_bytes + len(frame.payload) > self._limits.total_bytes:
             return False
         self.hold(frame, push)
         return True
@@ -271,7 +271,7 @@ class Session:
                 size += len(frame.payload)
                 if size >= WRITE_CHUNK:
                     break
-            owed = [f for f in pushes if f.confirm > Proof.WRITTEN]
+            owed = [f for f in pushes if f.confirm > _WRITTEN]
             ping = os.urandom(4) if owed and self._ping is None else None
             if frames and not self.socket.write(frames, ping):
                 # It is closing: `close` will return these as never handed over.
@@ -312,7 +312,7 @@ class Session:
             self._covered = len(self._unproven)
             self.owing_since = now
         for push in owed:
-            if push.confirm is Proof.ACKED:
+            if push.confirm is _ACKED:
                 self._await_ack(push)
 
     def _await_ack(self, push: Offered) -> None:

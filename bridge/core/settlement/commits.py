@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.row_of import OWED_MAX
 from bridge.core.model.fingerprint import differ
-from bridge.core.model.outcomes import DELIVERED, Outcome, Proof, Reason
+from bridge.core.model.outcomes import DELIVERED, FINAL, Outcome, Proof, Reason
 from bridge.core.model.rows import LateProof, Receipt, Row, merged
 from bridge.core.ports.plugins import Hooks, Metrics
 from bridge.core.ports.store import Written
@@ -21,6 +22,7 @@ from bridge.core.settlement.payments import Payment, Payments
 from bridge.core.settlement.worklist import Worklist
 
 DAY = 86_400.0
+_ACKED: Final = Outcome.ACKED
 
 
 class Commits:
@@ -55,28 +57,29 @@ class Commits:
 
     def committed(self, flight: Flight, written: Written, payment: Payment) -> None:
         """The row of this flight is committed: put receipts, notes and messages into the payment."""
-        row = written.row
+        row, applied = written
+        key, outcome = row.key, row.outcome
+        final = FINAL[outcome]
         first = self._inflight.committed(flight)
         messages, flight.messages = flight.messages, []
-        if written.applied and (first or row.final):
-            self.tell(row)
+        if applied and (first or final):
             payment.for_logs.append(row)
-        if not row.final:
+        if not final:
             self._parked(flight, row, messages, payment)
             return
-        if self._worklist.flights.get(row.key) is flight:
+        if self._worklist.flights.get(key) is flight:
             # It became due again during the write. A second write would announce it again, or not find it.
-            del self._worklist.flights[row.key]
-        taken_back = row.first_device and row.outcome is Outcome.ACKED
+            del self._worklist.flights[key]
+        taken_back = outcome is _ACKED and row.first_device
         missed = first or flight.came_back
-        if missed and flight.kept is not None and row.outcome in DELIVERED and not taken_back:
+        if missed and flight.kept is not None and outcome in DELIVERED and not taken_back:
             self._on_delivered(row, flight.holders)
         self._inflight.settled(flight, row)
-        if taken_back and written.applied:
+        if taken_back and applied:
             self._on_first_ack(row)
-        self._on_written(row.key.user)
+        self._on_written(key.user)
         if (
-            written.applied
+            applied
             and len(messages) == 1
             and row.owed is None
             and flight.differing is None
@@ -84,10 +87,10 @@ class Commits:
         ):
             # Nearly every row: one message waited for it, and it owes nothing else.
             payment.receipts.append(Receipt(row, messages[0].replies))
-            payment.messages.append((messages[0], row.key))
+            payment.messages.append((messages[0], key))
             return
         replies = merged(*(flight.replies_to(m, row.fingerprint) for m in messages))
-        if written.applied:
+        if applied:
             payment.receipts.append(Receipt(row, merged(replies, row.owed or ())))
             if row.owed is not None:
                 payment.owed_by_row.add(row.key)
@@ -155,6 +158,9 @@ class Commits:
             message.answers.append(Receipt(row, replies, announce=False))
         payment.messages.append((message, row.key))
 
-    def tell(self, row: Row) -> None:
-        self._metrics.outcome(row)
-        self._hooks.on_outcome(row)
+    def tell(self, rows: Sequence[Row]) -> None:
+        """Tell metrics and hooks about rows that are committed: those that `committed` has added for the logs."""
+        if rows:
+            self._metrics.outcomes(rows)
+        for row in rows:
+            self._hooks.on_outcome(row)

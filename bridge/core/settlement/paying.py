@@ -83,9 +83,10 @@ class Paying:
         debts: dict[RowKey, tuple[Reply, ...]] = {}
         unannounced: list[RowKey] = []
         if not unsent and len(receipts) == len(payment.receipts):
-            paid = {r.row.key: r.replies for r in receipts if r.row.key in payment.owed_by_row}
-            await self._settle(paid)
-            self._payments.being_paid.difference_update(payment.owed_by_row)
+            if payment.owed_by_row:
+                paid = {r.row.key: r.replies for r in receipts if r.row.key in payment.owed_by_row}
+                await self._settle(paid)
+                self._payments.being_paid.difference_update(payment.owed_by_row)
             return True, []
         for receipt in receipts:
             key, owed = receipt.row.key, receipt.row.owed

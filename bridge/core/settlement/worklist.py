@@ -65,14 +65,16 @@ class Worklist:
 
     def due(self, flight: Flight) -> None:
         """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
-        aside = self.aside.get(flight.key)
+        key = flight.key
+        aside = self.aside.get(key) if self.aside else None
         if aside is not None:
             # Its next try writes it as it is then. If a try is under way now, `again` has it written once more.
             aside.flight = to_be_written(flight, aside.flight)
             aside.again = True
-        else:
-            self.flights[flight.key] = to_be_written(flight, self.flights.get(flight.key))
-            self._stir()
+            return
+        if not self.flights:
+            self._stir()  # the writer stays awake as long as it leaves any
+        self.flights[key] = to_be_written(flight, self.flights.get(key))
 
     def is_due(self, flight: Flight) -> bool:
         """Whether this flight's row waits to be written, or is being written."""

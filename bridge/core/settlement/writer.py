@@ -97,8 +97,6 @@ class Writer:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
             released, self._worklist.released = self._worklist.released, []
             payment.released.extend(released)
-            for row in ended:
-                self._commits.tell(row)
             for flight, result in zip(flights, written, strict=True):
                 if result is None:
                     self._set_aside(flight)
@@ -106,6 +104,7 @@ class Writer:
                     self._commits.committed(flight, result, payment)
             for message, row, fingerprint in answers:
                 self._commits.answered(message, row, fingerprint, payment)
+            self._commits.tell(payment.for_logs)
             self._payments.put(payment)
 
     def _next_batch(self) -> list[Flight]:
@@ -171,4 +170,5 @@ class Writer:
             self._worklist.unpaid += 1
             payment = payment_of(rows=1)
             self._commits.committed(aside.flight, written, payment)
+            self._commits.tell(payment.for_logs)
             self._payments.put(payment)

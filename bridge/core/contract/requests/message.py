@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 import msgspec
 
@@ -26,6 +26,7 @@ from bridge.core.model.pushes import MESSAGE_BYTES_MAX, PushRequest, Rejected
 from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import Arrival
 
+_USUAL_TYPE: Final = "application/json"
 _ReadAs: TypeAlias = Callable[[Arrival, str, Limits, float], Steps[PushRequest]]
 
 
@@ -56,8 +57,9 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
     body = arrival.body
     size = len(body)
     published_at = arrived_at = arrival.arrived_at
-    if properties.timestamp is not None and 0 < properties.timestamp <= arrived_at + CLOCK_SKEW_MAX:
-        published_at = properties.timestamp
+    timestamp, content_type = properties.timestamp, properties.content_type
+    if timestamp is not None and 0 < timestamp <= arrived_at + CLOCK_SKEW_MAX:
+        published_at = timestamp
     traceparent = ""
     fallback_id = properties.message_id
     read_as: _ReadAs | None = None
@@ -68,7 +70,7 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
             published_at = of_headers.published_at(headers, published_at, arrived_at)
             if of_headers.is_payload_only(headers):
                 read_as = of_headers.payload_only
-        if properties.content_type and is_cloud_event(properties.content_type):
+        if content_type and content_type != _USUAL_TYPE and is_cloud_event(content_type):
             read_as = cloud_event
         if arrival.body_size > size or size > MESSAGE_BYTES_MAX:
             raise InvalidRequest(

@@ -75,6 +75,8 @@ class _Data(msgspec.Struct, gc=False):
 
 _decode_request = msgspec.json.Decoder(_Request).decode
 _decode_data = msgspec.json.Decoder(_Data).decode
+_NOBODY: frozenset[str] = frozenset()
+_JSON = Encoding.JSON
 _SHALLOW = 2 * jsontext.DEPTH_MAX
 
 
@@ -112,7 +114,7 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, published_at: f
     target = _target(to)
     if target is None:
         return None
-    excluded: frozenset[str] = frozenset()
+    excluded = _NOBODY
     if to.excluded is not UNSET:
         if not has_no_controls("".join(to.excluded)):
             return None
@@ -157,7 +159,7 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, published_at: f
             return None
         fallback = Fallback(after, routing_key)
     return PushRequest(
-        push_id or fields.uuid7(published_at), target, data, event, Encoding.JSON, confirm, excluded, tenant,
+        push_id or fields.uuid7(published_at), target, data, event, _JSON, confirm, excluded, tenant,
         meta, not push_id, request.ttl, collapse_key, request.ack_within, first_device,
         request.retain, fallback, request.deliver_at,
     )  # fmt: skip
