@@ -354,9 +354,8 @@ class Router:
             _less(self._unguessed, user)
         if not flight.withdrawn:
             has = flight.holders if again else guessed or ()
-            for boot in boots:
-                if boot not in has:
-                    self._forwards.add(flight, request, boot, again=again)
+            for boot in [boot for boot in boots if boot not in has]:
+                self._forwards.add(flight, request, boot, again=again)
         if offered and not (again and flight.sessions == 0):
             flight.found(self._clock.time())
         elif not flight.ended:

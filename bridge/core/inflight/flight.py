@@ -126,8 +126,7 @@ class Flight(Offered):
         self.published_at = message.published_at
         self.taken_at = message.taken_at
         self.taken_mono = taken_mono  # monotonic seconds, for the deadlines
-        self.position = position
-        """Its place among all pushes that this node has taken; see `Row.position`."""
+        self.position = position  # its place among all pushes that this node has taken; see `Row.position`
         self.collapse_key = collapse_key
         self.batch: tuple[str, int | None] = ("", None)  # the id of its batch, and its place there
         self.data_bytes: int | None = None  # None where its row has it already, and of a rejected request
