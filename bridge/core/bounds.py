@@ -140,7 +140,7 @@ class TakingBounds(NamedTuple):
     """Pushes taken before the event loop gets a turn: more than most batches have."""
     slice_seconds: float = 0.008
     """Seconds after which the event loop gets a turn in any case."""
-    crowd_slice: float = 0.001
+    crowd_slice: float = 0.0003
     """The same while a push to a crowd is taken: all others get their turn in between."""
     crowd_turn: float = 1.0
     """Seconds after which a push to a crowd is taken though more than half of what may be in hand is."""

@@ -29,7 +29,7 @@ from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.worklist import Worklist
 
-_AT_ONCE = 25
+_AT_ONCE = 15
 """Users for whom the clocks are read once, before the loop may get a turn."""
 _PING_BYTES = 4
 
