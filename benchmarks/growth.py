@@ -21,9 +21,11 @@ import psycopg
 from benchmarks.chart import BINARY, draw_file
 from benchmarks.kept import insert_stored
 from benchmarks.load import Shape
+from benchmarks.peers.fan import CLIENTS
 from benchmarks.processes import BenchmarkFailed, file_limit, wait_until
 from benchmarks.repeats import READ_TIMEOUT, fill
-from benchmarks.scene import RECEIVED, Drain, Scene, scene
+from benchmarks.scene import RECEIVED, TO_TOPIC, Drain, Scene, scene
+from benchmarks.spread import Group, together
 from bridge.devservers import Servers
 
 SPARE_FILES: Final = 500
@@ -56,6 +58,8 @@ class Extent(NamedTuple):
     mailbox: Sequence[int] = (1, 10, 100, 1_000)
     comers: int = 2_000
     """Users at most who come for what is kept."""
+    nodes: Sequence[int] = (1, 2, 4)
+    topic: Sequence[int] = (1, 10, 100, 1_000, 10_000)
 
 
 SMALL: Final = Extent(
@@ -70,6 +74,8 @@ SMALL: Final = Extent(
     batch=(1, 100),
     rows=(0, 100_000),
     mailbox=(1, 100),
+    nodes=(1, 2),
+    topic=(1, 100),
 )
 
 
@@ -262,8 +268,54 @@ def mailbox(bench: Bench) -> Curve:
     )
 
 
+def nodes(bench: Bench) -> Curve:
+    """The same sessions spread over several nodes, of which one takes; the CPU is that of all nodes."""
+    extent = bench.extent
+
+    with ExitStack() as stack:
+        on: dict[int, Scene] = {}
+        for n in extent.nodes:
+            group = together(bench.servers, Group(n, 1), bench.directory / f"nodes{n}", sessions=extent.users)
+            on[n] = stack.enter_context(group)
+            on[n].drain(extent.backlog // 5)
+        turns = {n: lambda one=one: of_all_nodes(one.drain(extent.backlog)) for n, one in on.items()}
+        points, failed = bench.in_turn(turns)
+    return Curve("nodes", "More nodes", "nodes that share the sessions", "", points, failed, {})
+
+
+def of_all_nodes(drain: Drain) -> Drain:
+    """The same drain, with the CPU of all nodes as that of the bridge."""
+    return drain._replace(cpu={**drain.cpu, "bridge": drain.cpu["bridge"] + drain.cpu["neighbours"]})
+
+
+def topic(bench: Bench) -> Curve:
+    """Pushes to topics with different numbers of subscribers; as many frames and rows in each turn."""
+    extent = bench.extent
+
+    def one(on: Scene, frames: int) -> Drain:
+        flood = on.everyone(max(1, frames // on.sessions))
+        return Drain(
+            flood.pushes, flood.seconds, flood.frames_seconds, flood.publish_seconds, flood.cpu, disordered=0
+        )
+
+    contestant = TO_TOPIC._replace(confirm=RECEIVED.confirm)
+    with ExitStack() as stack:
+        on: dict[int, Scene] = {}
+        for n in extent.topic:
+            directory = bench.directory / f"topic{n}"
+            directory.mkdir(parents=True, exist_ok=True)
+            on[n] = stack.enter_context(
+                scene(bench.servers, contestant, directory=directory, sessions=[n], clients=CLIENTS)
+            )
+            one(on[n], extent.backlog // 5)
+        turns = {n: lambda made=made: one(made, extent.backlog) for n, made in on.items()}
+        points, failed = bench.in_turn(turns)
+    title = "More subscribers of the topic"
+    return Curve("topic", title, "subscribers of each topic; a push for each counts", "", points, failed, {})
+
+
 CURVES: Final[Mapping[str, Callable[[Bench], Curve]]] = {
-    curve.__name__: curve for curve in (sessions, devices, payload, batch, rows, mailbox)
+    curve.__name__: curve for curve in (sessions, devices, payload, batch, rows, mailbox, nodes, topic)
 }
 
 

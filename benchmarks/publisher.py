@@ -237,10 +237,10 @@ def steady(
     return steadily(Broker(url), requests(run, confirm).message, chosen, rate)
 
 
-def everyone(*, url: str, run: str, confirm: str, topic: str = "") -> dict[str, Any]:
-    """Publish one push to everyone, or to a topic."""
+def everyone(*, url: str, run: str, confirm: str, topic: str = "", count: int = 1) -> dict[str, Any]:
+    """Publish so many pushes to everyone, or to a topic."""
     template = Template(lambda number, _, now: load.request_to_all(run, number, now, confirm, topic))
-    return all_at_once(Broker(url), template.message, [0])
+    return all_at_once(Broker(url), template.message, [0] * count)
 
 
 def serve(known: Mapping[str, Callable[..., dict[str, Any]]]) -> None:

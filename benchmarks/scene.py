@@ -409,16 +409,16 @@ class Scene:
             crowd.ask("expect", seed=seed, total=count, users=self.sessions)
         return self._flood(run, count, "backlog", self._order(count, seed, run))
 
-    def everyone(self) -> Flood:
-        """Publish one push to everyone, which makes a frame and a row for each session; verified.
+    def everyone(self, pushes: int = 1) -> Flood:
+        """Publish so many pushes to everyone, each of which makes a frame and a row for each session; verified.
 
         The client processes must be those of benchmarks/peers that count such pushes.
         """
         _, run = self._begin(1)
         for crowd in self.crowds:
-            crowd.ask("expect_everywhere", total=1)
-        to = {"confirm": self.contestant.confirm, "topic": self.contestant.topic}
-        return self._flood(run, self.sessions, "everyone", {"url": self._url, "run": run, **to})
+            crowd.ask("expect_everywhere", total=pushes)
+        order = {"confirm": self.contestant.confirm, "topic": self.contestant.topic, "count": pushes}
+        return self._flood(run, self.sessions * pushes, "everyone", {"url": self._url, "run": run, **order})
 
     def _flood(self, run: str, frames: int, do: str, order: Mapping[str, Any]) -> Flood:
         before = self.cpu()

@@ -68,7 +68,7 @@ def together(
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Scene]:
     """These nodes, each with its share of the sessions, and `clients` as the module of a process for each of them."""
-    directory.mkdir()
+    directory.mkdir(parents=True, exist_ok=True)
     partitions = {"BRIDGE_PARTITIONS": str(group.partitions)}
     one = RECEIVED._replace(environment={**partitions, **(settings or {})})
     crowds = [0] * group.nodes

@@ -33,10 +33,10 @@ class SettlementBounds(NamedTuple):
     batch_rows: int = 500
     """Rows in one statement: with more, throughput gains little and a redelivery repeats more."""
     many_rows: int = 1_000
-    """With more rows than this waiting, a push to a crowd is among them:"""
-    batch_of_many: int = 75
-    """then no more are in one statement, and the event loop gets its turns: all others must not wait for 500 rows and
-    their receipts."""
+    """With more rows than this waiting,"""
+    batch_of_crowd: int = 40
+    """no more of pushes to everyone or to topics are in one statement, and the event loop gets its turns: all others
+    must not wait for 500 rows and their receipts."""
     batch_bytes: int = 1024 * 1024
     """Bytes of data, except lists and meta, after which a batch ends; content that several rows share counts once."""
     batch_answers: int = 1000

@@ -14,19 +14,21 @@ from tests.support.waiting import until
 
 
 @pytest.mark.parametrize(
-    ("bounds", "expected"),
+    ("push", "expected"),
     [
-        ({"batch_rows": 3}, [3, 3, 1]),
-        # Seven wait, then five, then three: while more than four do, others get their turns sooner.
-        ({"batch_rows": 3, "many_rows": 4, "batch_of_many": 2}, [2, 2, 3]),
+        ([to("absent", f"p{n}") for n in range(7)], [3, 3, 1]),
+        # One row is due at first. Then six are: while more than four wait, others get their turns sooner.
+        ({"id": "p", "to": {"all": True}, "data": 1, "confirm": "written"}, [1, 2, 3, 1]),
     ],
-    ids=("few", "many"),
+    ids=("to users", "to a crowd"),
 )
 async def test_rows_are_written_in_batches_as_large_as_the_core_is_told(
-    bounds: dict[str, int], expected: list[int]
+    push: dict[str, object] | list[object], expected: list[int]
 ) -> None:
-    settlement = BOUNDS.settlement._replace(**bounds)
+    settlement = BOUNDS.settlement._replace(batch_rows=3, many_rows=4, batch_of_crowd=2)
     async with house(bounds=BOUNDS._replace(settlement=settlement)) as h:
+        for n in range(7):
+            h.connect(f"u{n}")
         batches: list[int] = []
         record = h.store.record
 
@@ -35,7 +37,7 @@ async def test_rows_are_written_in_batches_as_large_as_the_core_is_told(
             return await record(rows)
 
         h.store.record = noted  # type: ignore[method-assign]
-        await h.push([to("absent", f"p{n}") for n in range(7)])
+        await h.push(push)
         await h.settled(1)
         assert batches == expected
 

@@ -16,7 +16,7 @@ import pytest
 from benchmarks import load, report, steps
 from benchmarks.chart import CHARTS, HEIGHT, WIDTH, Chart, Point, draw_file, places, read, scale, shown, svg
 from benchmarks.clients import Client, Tally
-from benchmarks.growth import CURVES, SMALL, Bench, Curve, measure
+from benchmarks.growth import CURVES, SMALL, Bench, Curve, measure, of_all_nodes
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.scene import Drain, Latency
 from bridge.devservers import Servers
@@ -118,6 +118,11 @@ def test_points_are_measured_in_turn_and_one_whose_counts_do_not_agree_is_left_o
     assert failed == ["10: 9 of 10 frames came"]
 
 
+def test_a_push_costs_what_all_nodes_use_for_it() -> None:
+    one = drain(1_000, 0.5)
+    assert of_all_nodes(one._replace(cpu={**one.cpu, "neighbours": 0.25})).cpu["bridge"] == 0.75
+
+
 def test_curves_are_measured_with_servers_and_drawn(servers: Servers, tmp_path: Path) -> None:
     extent = SMALL._replace(
         repetitions=1,
@@ -128,12 +133,15 @@ def test_curves_are_measured_with_servers_and_drawn(servers: Servers, tmp_path: 
         payload=(65_536,),
         batch=(10,),
         mailbox=(20,),
+        nodes=(2,),
+        topic=(10,),
     )
     bench = Bench(servers, tmp_path, extent, print)
-    names = ["devices", "payload", "batch", "mailbox"]
+    names = ["devices", "payload", "batch", "mailbox", "nodes", "topic"]
     curves = {curve.name: curve for curve in measure(bench, names, tmp_path / "charts", MACHINE)}
-    assert [curve.failed for curve in curves.values()] == [[], [], [], []]
-    assert [len(curve.points) for curve in curves.values()] == [1, 1, 1, 1]
+    assert [curve.failed for curve in curves.values()] == [[]] * 6
+    assert [len(curve.points) for curve in curves.values()] == [1] * 6
+    assert curves["topic"].points[10][0].pushes == 100
     assert curves["mailbox"].points[20][0].pushes == 100
     assert curves["mailbox"].notes["opening_cpu"] > 0
     for name in names:

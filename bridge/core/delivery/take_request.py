@@ -154,6 +154,7 @@ class RequestTaker:
         """Take a push for these users, and for a crowd elsewhere, of which this is the first page. Returns all of
         them."""
         request = taking.request
+        taking.message.crowd |= taking.resolver.crowd
         frames: dict[Mode, Frame] = {}
         taken = set(users)
         if page and users == (NO_USER,):

@@ -16,6 +16,7 @@ class HeldMessage:
     __slots__ = (
         "answers",
         "batch_id",
+        "crowd",
         "done",
         "letters",
         "open",
@@ -52,6 +53,8 @@ class HeldMessage:
         """See `Decoded`."""
         self.places: dict[int, int] | None = None
         """Of a batch the place of each request, from 0, by its `id()`; None for any other message."""
+        self.crowd = False
+        """Whether it has a push to everyone or to a topic, which may have thousands of rows."""
         self.open = 0
         """Rows that must still be settled before the message may be acked."""
         self.done: asyncio.Event | None = None

@@ -69,6 +69,12 @@ def is_light(flight: Flight) -> bool:
     return flight.kept is None and flight.payload is None and not flight.meta
 
 
+def is_for_crowd(flight: Flight) -> bool:
+    """Whether its push is for everyone or for a topic, and has not had a row yet."""
+    messages = flight.messages
+    return bool(messages) and messages[0].crowd
+
+
 def carried_by(flight: Flight) -> Sequence[tuple[object, int]]:
     """The parts of its row that may be large, each with its approximate bytes: data, except list, meta, body."""
     kept = flight.kept

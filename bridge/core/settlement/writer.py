@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bridge.core.bounds import SettlementBounds
 from bridge.core.inflight.flight import Flight
-from bridge.core.inflight.row_of import carried_by, is_light, row_of
+from bridge.core.inflight.row_of import carried_by, is_for_crowd, is_light, row_of
 from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
@@ -50,7 +50,7 @@ class Writer:
         self._node = node
         self._boot = boot
         self._batch_rows = bounds.batch_rows
-        self._batch_of_many, self._many_rows = bounds.batch_of_many, bounds.many_rows
+        self._batch_of_crowd, self._many_rows = bounds.batch_of_crowd, bounds.many_rows
         self._batch_bytes = bounds.batch_bytes
         self._batch_answers = bounds.batch_answers
         self._linger = bounds.linger
@@ -113,8 +113,12 @@ class Writer:
         size = 0
         carried: set[int] = set()
         many = len(self._worklist.flights) > self._many_rows
-        most = self._batch_of_many if many else self._batch_rows
-        for flight in itertools.islice(self._worklist.flights.values(), most):
+        of_crowd = 0
+        for flight in itertools.islice(self._worklist.flights.values(), self._batch_rows):
+            if many and is_for_crowd(flight):
+                of_crowd += 1
+                if of_crowd > self._batch_of_crowd:
+                    break
             if is_light(flight):
                 flights.append(flight)
                 continue
