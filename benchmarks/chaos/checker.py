@@ -41,6 +41,8 @@ STORIES_MAX = 10
 """Violations of each kind for which the evidence is gathered, which takes a search of everything known."""
 FACTS_MAX = 10
 """Lines of each kind in a violation's story: a push to everyone has hundreds."""
+NEAR = 5.0
+"""Seconds before a push was published, and after, in which the sessions of its users are told."""
 
 
 IN_KERNELS = 2.0
@@ -217,6 +219,8 @@ class _Check:
             if mark == request.mark
         ]
         facts += shown[:FACTS_MAX]
+        if len(request.users) <= 1:
+            facts += [_near(tab, request) for user in request.users for tab in self._open[user]]
         keys = {r.key for r in rows} | {k for k in self._e.announced if k.push_id == request.push_id}
         for key in list(keys)[:FACTS_MAX]:
             told = ", ".join(
@@ -591,6 +595,23 @@ def _row(row: Row) -> str:
     return (
         f"{key}: {row.outcome}/{row.reason} {state}{owed} by {row.node} after {row.attempts}{place}{detail}"
     )
+
+
+def _near(tab: Tab, request: Request) -> str:
+    """When a client had sessions while a push was new, and read it, in seconds since that was published."""
+    at = request.first_published
+    spans = [
+        f"{s.since - at:.3f} to {s.until - at:.3f} at port {s.port}"
+        for s in tab.open
+        if s.since < at + NEAR and s.until > at - NEAR
+    ]
+    read = [f"{when - at:.3f} on connection {number}" for number, mark, when in tab.reads if mark == request.mark]
+    how = "resumes" if tab.resumes else "does not resume"
+    return f"a client of {tab.user} that {how}: sessions {_told(spans)}; read {_told(read)}"
+
+
+def _told(things: Sequence[str]) -> str:
+    return ", ".join(things) or "never"
 
 
 def _some(things: Iterable[object], most: int = 8) -> str:
