@@ -197,11 +197,12 @@ class _Check:
             self._broken(Broken.TROUBLE, trouble)
         return self._verdict
 
-    def _broken(self, kind: Broken, what: str, *requests: Request | None) -> None:
+    def _broken(self, kind: Broken, what: str, *requests: Request | None, first: Sequence[str] = ()) -> None:
+        """`first`: facts that come before those of the requests."""
         self._broken_times[kind] += 1
         told = requests if self._broken_times[kind] <= STORIES_MAX else ()
         facts = tuple(fact for request in told if request for fact in self._facts(request))
-        self._verdict.violations.append(Violation(kind, what, facts))
+        self._verdict.violations.append(Violation(kind, what, (*first, *facts)))
 
     def _facts(self, request: Request) -> tuple[str, ...]:
         """All that is known about a request, from each side."""
@@ -219,8 +220,6 @@ class _Check:
             if mark == request.mark
         ]
         facts += shown[:FACTS_MAX]
-        if len(request.users) <= 1:
-            facts += [_near(tab, request) for user in request.users for tab in self._open[user]]
         keys = {r.key for r in rows} | {k for k in self._e.announced if k.push_id == request.push_id}
         for key in list(keys)[:FACTS_MAX]:
             told = ", ".join(
@@ -472,7 +471,8 @@ class _Check:
                     and not (request.first_device and row.outcome == "acked")
                 ):
                     what = f"{tab.user} resumed, was told that it is complete, and has not read it"
-                    self._broken(Broken.GAP, what, request)
+                    near = [f"row {_row(row)}", *(_near(one, request) for one in self._open[tab.user])]
+                    self._broken(Broken.GAP, what, request, first=near)
 
     def _withdrawn(self, request: Request, user: str) -> bool:
         """Whether it was recalled after another client had read it: then no other client is shown it."""
@@ -605,7 +605,9 @@ def _near(tab: Tab, request: Request) -> str:
         for s in tab.open
         if s.since < at + NEAR and s.until > at - NEAR
     ]
-    read = [f"{when - at:.3f} on connection {number}" for number, mark, when in tab.reads if mark == request.mark]
+    read = [
+        f"{when - at:.3f} on connection {number}" for number, mark, when in tab.reads if mark == request.mark
+    ]
     how = "resumes" if tab.resumes else "does not resume"
     return f"a client of {tab.user} that {how}: sessions {_told(spans)}; read {_told(read)}"
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 import pytest
 
 from bridge.core.delivery.routing import LINGER
-from bridge.core.mailbox.others import OTHERS_EVERY
+from bridge.core.mailbox.others import OTHERS_EVERY, OTHERS_FOR
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.nodes import Letter, Sent
 from tests.core.test_nodes import LIMITS, forwarded, ids, online, ticks
 from tests.support.house import House, Peer, kept
-from tests.support.town import town
+from tests.support.town import Town, town
 from tests.support.waiting import turns, until
 
 LEFT: Final = (
@@ -71,6 +71,82 @@ async def test_who_resumes_and_is_told_that_it_is_complete_gets_them(left: bool)
         assert "p1" in ids(second)
 
 
+async def slow_rows(made: Town) -> asyncio.Event:
+    """From now on no row is written until this is set."""
+    gate = asyncio.Event()
+    record = made.store.record
+
+    async def late(*given: Any) -> Any:
+        await gate.wait()
+        return await record(*given)
+
+    made.store.record = late  # type: ignore[method-assign,assignment]
+    return gate
+
+
+async def test_who_resumes_gets_what_another_session_has_proven_whose_row_is_not_written_yet() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        await a.push(kept("u1", "p0", 60))
+        await until(lambda: ids(first) == ["p0"])
+        first.answer()
+        await a.ends("p0", Outcome.RECEIVED, Reason.PONG)
+        gate = await slow_rows(made)
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: ids(first) == ["p0", "p1"])
+        first.answer()
+        await turns(100)
+        second = b.connect("u1", last="p0")
+        await until(lambda: second.socket.frames)
+        assert b'"complete":true' in second.socket.frames[0].payload
+        await turns(100)
+        await a.push(kept("u1", "p2", 60))
+        await turns(100)
+        gate.set()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+        await seconds(8, a, b, answering=(second,))
+        assert ids(second) == ["p0", "p1", "p2"]
+        assert sum(b'"welcome"' in frame.payload for frame in second.socket.frames) == 1
+
+
+async def test_who_resumes_is_told_that_something_may_be_missing_if_its_row_is_not_written_for_long() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        await a.push(kept("u1", "p0", 60))
+        await until(lambda: ids(first) == ["p0"])
+        first.answer()
+        await a.ends("p0", Outcome.RECEIVED, Reason.PONG)
+        gate = await slow_rows(made)
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: ids(first) == ["p0", "p1"])
+        first.answer()
+        await turns(100)
+        second = b.connect("u1", last="p0")
+        for _ in range(round(OTHERS_FOR / OTHERS_EVERY) + 2):
+            await ticks(a, b)
+        welcomes = [frame.payload for frame in second.socket.frames if b'"welcome"' in frame.payload]
+        assert [b'"complete":true' in welcome for welcome in welcomes] == [True, False]
+        gate.set()
+
+
+async def test_who_opens_where_the_one_before_has_just_left_gets_what_that_had_before_what_is_newer() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: ids(first) == ["p1"])
+        made.fate = lambda letter: Sent.UNREACHABLE if made.houses[letter.queue] is a else None
+        first.leave()
+        await turns(100)
+        second = b.connect("u1")
+        await turns(100)
+        await a.push(kept("u1", "p2", 60))
+        await turns(100)
+        assert ids(second) == []
+        made.fate = lambda letter: None
+        await seconds(8, a, b, answering=(second,))
+        assert list(dict.fromkeys(ids(second))) == ["p1", "p2"], "one may come twice"
+
+
 async def test_who_opens_waits_no_longer_than_until_the_one_before_has_proven_them() -> None:
     async with town("a", "b", limits=LIMITS) as (_, [a, b]):
         first = await online(b, "u1")
@@ -90,14 +166,7 @@ async def test_who_opens_waits_for_seconds_only_where_the_owner_says_nothing() -
         first = await online(b, "u1")
         await a.push(kept("u1", "p1", 60))
         await until(lambda: ids(first) == ["p1"])
-        gate = asyncio.Event()
-        record = made.store.record
-
-        async def never(*given: Any) -> Any:
-            await gate.wait()
-            return await record(*given)
-
-        made.store.record = never  # type: ignore[method-assign,assignment]
+        gate = await slow_rows(made)
         second = b.connect("u1")
         for _ in range(19):
             await ticks(a, b)

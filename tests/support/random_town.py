@@ -31,8 +31,6 @@ HALT_MOST: Final = 1.5
 """Seconds for which the database does nothing, at most: less than `OTHERS_FOR`."""
 DEAD_AFTER: Final = 6.0
 """Seconds after a death in which its sessions are ended in the ledger."""
-AFTER_FOR: Final = 2.5
-"""Seconds in which the other node may not know that a session has closed: a letter that was returned is sent again."""
 SHOWN_MOST: Final = 2 + RESENDS
 """How often one session is shown a push, at most: a ring may have one more sent."""
 KINDS: Final = {
@@ -80,9 +78,10 @@ class Device:
     last: str | None = None
     """What it has read last, in this session or in those before."""
     after: bool = False
-    """A session of its user at that node had closed shortly before it opened: until the other node knows, what that one
-    had may come after newer pushes. Or it opened while the answer who has its user was late: what others have proven
-    meanwhile is forwarded all the same."""
+    """It opened while the answer who has its user was late: what others have proven meanwhile is forwarded all the
+    same, after newer pushes."""
+    since: str | None = None
+    """The push that it has resumed after."""
     left: float = math.inf
     shown: list[tuple[float, str]] = field(default_factory=list)
     """When its session was sent each push, and which."""
@@ -270,11 +269,7 @@ class Story:
 
     async def open(self, user: str, house: House, last: str | None) -> Device:
         peer = house.connect(user, last=last)
-        after = house is not self.houses[0] and any(
-            one.user == user and one.house is house and one.left > self.clock.now - AFTER_FOR
-            for one in self.gone
-        )
-        device = Device(user, house, peer, last, after or "look" in self.halted)
+        device = Device(user, house, peer, last, "look" in self.halted, last)
         self.devices.append(device)
         await turns(3)
         return device

@@ -17,6 +17,7 @@ def wrong_of(story: Story) -> list[str]:
         *wrong_answers(story),
         *wrong_screens(story),
         *missed(story),
+        *missed_since(story),
         *left_over(story),
     ]
 
@@ -134,6 +135,31 @@ def missed(story: Story) -> list[str]:
                 continue
             if name not in [shown for _, shown in device.shown]:
                 wrong.append(f"{device.peer.session_id} of {device.user} has missed {name}")
+    return wrong
+
+
+def missed_since(story: Story) -> list[str]:
+    """Who has resumed, and stayed, and was never told otherwise, has been shown all that was delivered since."""
+    wrong = []
+    rows = story.made.store.rows
+    for device in story.stayed:
+        since = rows.get(RowKey("", device.since or "", device.user))
+        welcomes = [f.payload for f in device.peer.socket.frames if b'"type":"welcome"' in f.payload]
+        if since is None or not all(b'"complete":true' in welcome for welcome in welcomes):
+            continue
+        shown = {name for _, name in device.shown}
+        for key, row in rows.items():
+            name = key.push_id
+            if (
+                key.user == device.user
+                and row.expires_at is not None
+                and row.position > since.position
+                and row.outcome in DELIVERED
+                and row.expires_at > story.healed + 16
+                and name not in shown | story.recalled
+                and "session" not in str(story.pushes[name]["to"])
+            ):
+                wrong.append(f"{device.peer.session_id} of {device.user} has resumed and missed {name}")
     return wrong
 
 

@@ -92,6 +92,8 @@ class Hosting:
             ended = word >= Word.LOST or word >= forwarded.confirm - 1
             if ended:
                 self._guests.remove(guest)
+                if forwarded.expires_at is not None:
+                    self._pages.others.ended(key, forwarded.position, proven=word < Word.LOST)
             said = Report(number, word, why, session, unprovable)
             # A first proof is soon followed by a better one.
             self._report(_Said(boot, key, said, self._clock.time()), soon=ended or word is not Word.HANDED)

@@ -97,7 +97,7 @@ class FromNodes:
 
     def _rung(self, ring: Ring) -> None:
         for user in self._hub.everyone() if ring.user == EVERYBODY else (ring.user,):
-            self._pages.rung(user, ring.position, delivered=ring.delivered)
+            self._pages.rounds.rung(user, ring.position, delivered=ring.delivered)
 
     def _taken_back(self, ring: Ring) -> None:
         """All sessions but the one that keeps it lose this push."""
@@ -110,7 +110,7 @@ class FromNodes:
         """See the port. Rings may be lost: every open session looks into its mailbox."""
         self._neighbours.look_soon()
         for user in self._hub.everyone():
-            self._pages.rung(user, 1)
+            self._pages.rounds.rung(user, 1)
 
     # --- recalls ---
 

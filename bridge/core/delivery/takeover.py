@@ -48,7 +48,7 @@ class Takeover:
             # In the stream of each, before anything that is forwarded from now on.
             self._cluster.ringing.ring(EVERYBODY, 1, [other.boot for other in others])
             for number, user in enumerate(self._hub.everyone(), 1):
-                self._pages.rung(user, 1)
+                self._pages.rounds.rung(user, 1)
                 if number % AT_ONCE == 0:
                     await self._clock.sleep(0)
         return True

@@ -47,13 +47,13 @@ class Offering:
                 return True
             return key in handed or session.offer_kept(_frame(session.mode, row), None)
         flight = self._inflight.get(key)
+        resumes = session.replay is not None and session.replay.seen is not None
         if flight is None:
             if key in handed:
                 # Forwarded by its owner, who hears what its peer proves.
                 return True
             if key in gone:
                 # Delivered to another session just now: a session that resumes gets it as well.
-                resumes = session.replay is not None and session.replay.seen is not None
                 lives = row.expires_at is not None and row.expires_at > self._clock.time()
                 if resumes and lives and gone[key].outcome in DELIVERED and not _taken_back(gone[key]):
                     return session.offer_kept(_frame(session.mode, row), None)
@@ -63,7 +63,7 @@ class Offering:
                 return False
             self._inflight.add_stored(flight)
         elif flight.ended:
-            if flight.outcome in DELIVERED and not flight.withdrawn and not again:
+            if flight.outcome in DELIVERED and not flight.withdrawn and (resumes or not again):
                 return session.offer_kept(_frame(session.mode, row), None)
             return True
         elif key in handed:

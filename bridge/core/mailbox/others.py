@@ -1,40 +1,155 @@
-"""What a user's other sessions have of another node when a session opens: that session is to read it.
+"""What sessions here had of another node when a new one of their user opens: the new one is to read it.
 
-The other node, which took these pushes, does not know of the new session, and this one has their data no more. The
-owner writes a row of each within a second, or as soon as it has ended. Until then the new session is not shown anything
-newer.
+The other node took these pushes. It does not know of the new session, and this one has their data no more. The owner
+writes a row of each within a second, or as soon as it has ended. The new session reads what is older meanwhile, and
+nothing that is newer.
+
+    a session of the user has it, unproven ──┐
+                                             ├──> no page goes beyond it ──> it has its row ──> the page has it
+    all of them have done with it ───────────┘               │
+                                                             └──> no row in time ──> not complete
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
-from bridge.core.inflight.offered import Offered
-from bridge.core.model.rows import RowKey
+from bridge.core.errors import StatementFailed
+from bridge.core.inflight.offered import keys_of
+from bridge.core.model.outcomes import Outcome
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.ports.store import Store
 from bridge.core.sessions.hub import Hub
-from bridge.core.sessions.replay import Replay
+from bridge.core.sessions.replay import Other, Replay
 from bridge.core.sessions.session import Session
+from bridge.core.settlement.persistence import Persistence
 
 OTHERS_EVERY: Final = 0.1
 """Seconds until rows are looked for again that another node is about to write,"""
 OTHERS_FOR: Final = 2.0
 """and after which they are not waited for any more."""
+ENDED_FOR: Final = 10.0
+"""Seconds for which a push is remembered that the last session here has done with: its owner has written its row by
+then, or is dead, and the next one sends it again."""
+ENDED_MAX: Final = 100_000
+"""Such pushes that are remembered; over it the oldest are forgotten."""
+KEYS: Final = 1_000
+"""Pushes whose rows one statement looks for."""
 
 
-def others_of(hub: Hub, session: Session) -> dict[RowKey, Offered] | None:
-    """See `Replay.others`, for a session that opens now."""
-    found = {
-        push.key: push
-        for other in hub.of_user(session.user)
-        if other is not session
-        for push in (*other.waiting_pushes(), *other.handed_pushes())
-        if push.kept_elsewhere
-    }
-    return found or None
+class _Ended(NamedTuple):
+    key: RowKey
+    other: Other
+    until: float
+    """Monotonic seconds."""
 
 
-def waits_for_others(replay: Replay, now: float) -> bool:
-    """Whether some of them are yet to be read. Who has not resumed needs none that another session has proven."""
-    if replay.others is None or now - replay.began >= OTHERS_FOR:
-        return False
-    return any(push.kept_elsewhere or replay.resumed is not None for push in replay.others.values())
+class Others:
+    """Knows these pushes, and asks the log for their rows."""
+
+    def __init__(
+        self, *, hub: Hub, store: Store, persistence: Persistence, errors: ErrorHandler, clock: Clock
+    ) -> None:
+        self._hub = hub
+        self._store = store
+        self._persistence = persistence
+        self._errors = errors
+        self._clock = clock
+        self._ended: dict[str, deque[_Ended]] = {}
+        """By user, oldest first."""
+        self._users: deque[str] = deque()
+        """The user of each, oldest first."""
+
+    def ended(self, key: RowKey, position: int, *, proven: bool) -> None:
+        """The last session here has done with this kept push of another node. `proven`: it has the proof that it asks
+        for."""
+        self.forget_old(ENDED_MAX - 1)
+        one = _Ended(key, Other(position, None, proven), self._clock.monotonic() + ENDED_FOR)
+        self._ended.setdefault(key.user, deque()).append(one)
+        self._users.append(key.user)
+
+    def forget_old(self, most: int = ENDED_MAX) -> None:
+        """Forget those whose time is over, and the oldest ones, until there are no more than this. To be called each
+        second."""
+        now = self._clock.monotonic()
+        while self._users:
+            line = self._ended[self._users[0]]
+            if len(self._users) <= most and line[0].until > now:
+                return
+            line.popleft()
+            if not line:
+                del self._ended[self._users[0]]
+            self._users.popleft()
+
+    def of(self, session: Session) -> dict[RowKey, Other] | None:
+        """See `Replay.others`, for a session that opens now."""
+        now = self._clock.monotonic()
+        found = {one.key: one.other for one in self._ended.get(session.user, ()) if one.until > now}
+        for one in self._hub.of_user(session.user):
+            if one is not session:
+                for push in (*one.waiting_pushes(), *one.handed_pushes()):
+                    if push.kept_elsewhere:
+                        found[push.key] = Other(push.position, push, False)
+        return dict(sorted(found.items(), key=lambda item: item[1].position)) or None
+
+    def proven(self, user: str) -> set[RowKey]:
+        """Those that the last session of this user here has proven: all that were there had been offered them."""
+        return {one.key for one in self._ended.get(user, ()) if one.other.proven}
+
+    async def look(self, sessions: Sequence[Session]) -> Sequence[Session]:
+        """Find out which of them have their rows by now. Returns the sessions that were promised everything since the
+        push last seen, and for which it is not known in time whether they will read it."""
+        waiting = [s for s in sessions if s.replay is not None and s.replay.others is not None]
+        if not waiting:
+            return ()
+        keys: dict[RowKey, None] = {}
+        for session in waiting:
+            keys.update(dict.fromkeys(_needed(session)))
+        written: set[RowKey] = set()
+        asked = list(keys)
+        for at in range(0, len(asked), KEYS):
+            some = asked[at : at + KEYS]
+            rows = await self._persistence.in_parts(some, self._store.find, self._not_found)
+            written.update(row.key for row in rows if row.outcome is not Outcome.PENDING)
+        late: list[Session] = []
+        now = self._clock.monotonic()
+        for session in waiting:
+            replay = session.replay
+            if replay is None or replay.others is None:
+                continue  # it has closed
+            left = {key: replay.others[key] for key in _needed(session) if key not in written}
+            if left and now - replay.began >= OTHERS_FOR:
+                if replay.resumed is not None:
+                    late.append(session)
+                left = {}
+            replay.others = left or None
+        return late
+
+    async def _not_found(self, key: RowKey, error: StatementFailed) -> Sequence[Row]:
+        """Nobody can tell whether it has a row: its time will be over."""
+        self._errors.handle(error, "mailbox.others", {"push_id": key.push_id})
+        return ()
+
+
+def _needed(session: Session) -> list[RowKey]:
+    """Those of them that this session is to read, oldest first. Who has not resumed needs none that is proven."""
+    replay = session.replay
+    if replay is None or replay.others is None:
+        return []
+    has = keys_of(session.waiting_pushes())
+    return [key for key, other in replay.others.items() if key not in has and _is_needed(replay, other)]
+
+
+def _is_needed(replay: Replay, other: Other) -> bool:
+    if replay.resumed is not None and other.position > replay.resumed:
+        return True
+    return not other.proven if other.push is None else other.push.kept_elsewhere
+
+
+def reads_until(replay: Replay) -> int | None:
+    """The position before which its pages end for the moment; None where they need not."""
+    return None if replay.others is None else next(iter(replay.others.values())).position

@@ -23,8 +23,9 @@ from bridge.core.errors import StatementFailed
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.offered import keys_of
 from bridge.core.mailbox.offering import Offering
-from bridge.core.mailbox.others import OTHERS_EVERY, others_of, waits_for_others
+from bridge.core.mailbox.others import OTHERS_EVERY, Others, reads_until
 from bridge.core.mailbox.resuming import Resuming
+from bridge.core.mailbox.rounds import Rounds
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
@@ -74,6 +75,15 @@ class Pages:
             welcome=self._welcome,
             slack=bounds.mailbox.slack,
         )
+        self.others = Others(hub=hub, store=store, persistence=self._persistence, errors=errors, clock=clock)
+        self.rounds = Rounds(
+            hub=hub,
+            inflight=inflight,
+            resuming=self._resuming,
+            others=self.others,
+            clock=clock,
+            begin=self.begin_replay,
+        )
         self._boot = boot
         self._patience = patience
         self._bounds = bounds.mailbox
@@ -86,8 +96,6 @@ class Pages:
         self._replaying: dict[Session, None] = {}
         self._unwelcomed: dict[Session, None] = {}
         """Sessions that wait for their welcome, oldest first."""
-        self._unshown: dict[Session, list[int]] = {}
-        """Positions of pushes that sessions which have resumed may lack, though others have proven them."""
         self._postponed: dict[Session, float] = {}
         """Sessions whose page could not be read, or lacks something: monotonic seconds of the next try."""
 
@@ -103,7 +111,7 @@ class Pages:
         replay = Replay(after=0, until=self._inflight.take_position(), last=last)
         # No page is wanted before `recorded`.
         replay.asked = True
-        replay.others = others_of(self._hub, session)
+        replay.others = self.others.of(session)
         self._hold(session, replay)
 
     def recorded(self, session: Session) -> None:
@@ -149,36 +157,6 @@ class Pages:
             replay.parked = False
             self._want(session)
 
-    def rung(self, user: str, position: int, *, delivered: bool = False) -> None:
-        """Another node has stored a push for this user, at this position: sessions read it, unless they have it.
-
-        `delivered`: another session has proven it by now. Sessions that have resumed were promised it all the same.
-        """
-        for session in self._hub.of_user(user):
-            if not session.takes_pushes or (delivered and session not in self._resuming.promised):
-                continue
-            replay = session.replay
-            if delivered:
-                self._unshown.setdefault(session, []).append(position)
-                if replay is None:
-                    self._show(session)
-            elif replay is None:
-                until = max(position, self._inflight.take_position())
-                self.begin_replay(session, Replay(after=position - 1, until=until, again=True))
-            else:
-                replay.until = max(replay.until, position)
-                replay.rung = position if replay.rung is None else min(position, replay.rung)
-
-    def _show(self, session: Session) -> None:
-        """Begin the replay of the next of these pushes: of that one only."""
-        unshown = self._unshown[session]
-        position = unshown.pop(0)
-        if not unshown:
-            del self._unshown[session]
-        replay = Replay(after=position - 1, until=position, seen=position - 1, again=True)
-        replay.exact = True
-        self.begin_replay(session, replay)
-
     def _hold(self, session: Session, replay: Replay) -> None:
         session.begin_replay(replay)
         self._replaying[session] = None
@@ -210,8 +188,8 @@ class Pages:
         self._replaying.pop(session, None)
         self._unwelcomed.pop(session, None)
         self._asked.pop(session, None)
-        self._unshown.pop(session, None)
-        self._resuming.promised.discard(session)
+        self.rounds.closed(session)
+        self._resuming.promised.pop(session, None)
         self._postponed.pop(session, None)
         blocked = self._blocked.get(session.user)
         if blocked is not None:
@@ -260,6 +238,8 @@ class Pages:
     async def _read(self, sessions: list[Session]) -> None:
         with self._inflight.watching({session.user for session in sessions}) as gone:
             await self._resuming.find(sessions)
+            for session in await self.others.look(sessions):
+                self._resuming.take_back(session)
             reading = {ask: s for s in sessions if (ask := _ask(s, len(sessions), self._bounds)) is not None}
             pages = await self._persistence.in_parts(list(reading), self._pages, self._not_read)
             read = [(reading[ask], ask, page) for ask, page in pages]
@@ -292,17 +272,17 @@ class Pages:
         # What another node has stored it may have forwarded as well.
         may_have = replay.again or any(row.boot != self._boot for row in page.rows)
         handed = keys_of(session.handed_pushes()) if may_have else set()
+        had = self.rounds.had(session, page.rows) if replay.again else set()
+        shown = self._resuming.promised.get(session)
         held_from = session.held_from
         for row in page.rows:
-            if replay.others:
-                replay.others.pop(row.key, None)
             # Pushes taken here from now on come after those of other nodes that were seen.
             self._inflight.above(row.position)
             if row.position > replay.until and row.boot == self._boot:
                 # Taken here after the session opened, so it was offered to it.
                 replay.after = row.position
                 continue
-            if row.key in waiting:
+            if row.key in waiting or row.key in had:
                 replay.after = row.position
                 continue
             room = True
@@ -317,22 +297,23 @@ class Pages:
                 replay.full = True
                 break
             replay.after = session.read_to = row.position
+            if shown is not None:
+                shown.add(row.key)
         else:
             replay.after = max(replay.after, page.reached if page.more else replay.after)
             if page.more:
                 pass
-            elif replay.rung is not None:
-                replay.after, replay.rung, replay.again = min(replay.after, replay.rung - 1), None, True
-            elif waits_for_others(replay, self._clock.monotonic()):
+            elif replay.others is not None:
                 replay.asked = True
                 self._postponed[session] = self._clock.monotonic() + OTHERS_EVERY
+            elif replay.rung is not None:
+                self.rounds.read_again(session, replay)
             elif replay.awaits:
                 replay.asked = replay.parked = True
             elif self._released(session) and session.end_replay(self._inflight.take_position()):
                 self._replaying.pop(session, None)
                 session.next_round = self._clock.monotonic() + self._patience
-                if session in self._unshown:
-                    self._show(session)
+                self.rounds.show_next(session)
         self.flush(session)
 
     def _released(self, session: Session) -> bool:
@@ -362,6 +343,7 @@ class Pages:
 
     def every_second(self) -> None:
         """Want the next page for sessions that may have room again, but whose socket never reported to be writable."""
+        self.others.forget_old()
         for session in list(self._replaying):
             if session.replay is not None:
                 session.replay.full = False
@@ -380,10 +362,12 @@ def _ask(session: Session, sessions: int, bounds: MailboxBounds) -> MailboxAsk |
     replay = session.replay
     if replay is None:
         return None
+    until = replay.until if replay.exact else replay.until + bounds.skew
+    before = reads_until(replay)
     return MailboxAsk(
         session.user,
         replay.after,
-        replay.until if replay.exact else replay.until + bounds.skew,
+        until if before is None else min(until, before - 1),
         replay.seen,
         session.id,
         min(bounds.page_rows, max(bounds.page_rows_least, bounds.read_rows // sessions)),

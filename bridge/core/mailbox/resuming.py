@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.model.rows import RowKey
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import ResumeAsk, ResumePoint, Store
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.persistence import Persistence
+
+SHOWN_MAX: Final = 200
+"""Pushes that a session which has resumed is known to have read: a ring has it read the mailbox again."""
+
+
+class Shown:
+    """The last pushes that a session has read from the mailbox."""
+
+    __slots__ = ("_keys",)
+
+    def __init__(self) -> None:
+        self._keys: dict[RowKey, None] = {}
+
+    def __contains__(self, key: RowKey) -> bool:
+        return key in self._keys
+
+    def add(self, key: RowKey) -> None:
+        """It has read this one. Over `SHOWN_MAX` the first is forgotten."""
+        self._keys[key] = None
+        if len(self._keys) > SHOWN_MAX:
+            del self._keys[next(iter(self._keys))]
 
 
 class Resuming:
@@ -33,8 +56,9 @@ class Resuming:
         self._errors = errors
         self._welcome = welcome
         self._slack = slack
-        self.promised: set[Session] = set()
-        """Sessions that have resumed, and were promised everything since. Who is told of their end empties this."""
+        self.promised: dict[Session, Shown] = {}
+        """Sessions that have resumed, and were promised everything since, and what they have read last. Who is told of
+        their end empties this."""
 
     async def find(self, sessions: Sequence[Session]) -> None:
         """Find out where these sessions resume and whether anything is missing since, and welcome them."""
@@ -93,8 +117,13 @@ class Resuming:
             for session in sessions:
                 replay = session.replay
                 if replay is not None and (session.user, replay.resumed) == place:
-                    replay.resumed = None
-                    self._welcome(session, False)
+                    self.take_back(session)
+
+    def take_back(self, session: Session) -> None:
+        """Something is missing after all for a session that was promised everything: welcome it again, and say so."""
+        if session.replay is not None:
+            session.replay.resumed = None
+            self._welcome(session, False)
 
     def _resume(self, session: Session, point: ResumePoint | None) -> None:
         replay = session.replay
@@ -106,7 +135,7 @@ class Resuming:
         complete = point is not None and not point.cut
         replay.resumed = point.position if point is not None and complete else None
         if complete:
-            self.promised.add(session)
+            self.promised[session] = Shown()
         self._welcome(session, complete)
 
 

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from bridge.core.inflight.offered import Offered
 from bridge.core.model.rows import RowKey
+
+
+class Other(NamedTuple):
+    """A kept push of another node that sessions here have, or had."""
+
+    position: int
+    push: Offered | None
+    """None where the last of them has done with it,"""
+    proven: bool
+    """and whether it had its proof then."""
 
 
 class Replay:
@@ -56,8 +68,8 @@ class Replay:
         """The lowest position that another node has stored a push at since the last page was asked for."""
         self.resumed: int | None = None
         """The position of the push that it resumed after; None unless its client was promised everything since."""
-        self.others: dict[RowKey, Offered] | None = None
-        """What the user's other sessions here have, and another node keeps: it does not end before it has read these,
-        which may have no rows yet. For a moment only."""
+        self.others: dict[RowKey, Other] | None = None
+        """What the user's other sessions here have or had, and another node keeps, oldest first: it may have no row
+        yet, and nothing newer is read before it has one. For a moment only."""
         self.began = 0.0
         """Monotonic seconds of the session's opening."""

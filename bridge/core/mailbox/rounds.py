@@ -1,0 +1,105 @@
+"""Another round through the mailbox, for sessions whose user was rung for by another node.
+
+| the ring is for                   | for whom                  | what it reads                                      |
+|-----------------------------------|---------------------------|----------------------------------------------------|
+| what is stored from a position on | every session of the user | what is stored from there on; who has resumed also |
+|                                   |                           | what others have proven by now: it was promised    |
+| one push that others have proven  | those that have resumed   | this one only                                      |
+
+A round shows no session what all sessions here had, nor what it has read from the mailbox itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bridge.core.inflight.inflight import MICRO, InFlight
+from bridge.core.mailbox.others import ENDED_FOR, Others
+from bridge.core.mailbox.resuming import Resuming
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.clock import Clock
+from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.replay import Replay
+from bridge.core.sessions.session import Session
+
+
+class Rounds:
+    """Begins them, and knows what they need not show."""
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        inflight: InFlight,
+        resuming: Resuming,
+        others: Others,
+        clock: Clock,
+        begin: Callable[[Session, Replay], None],
+    ) -> None:
+        """`begin` begins a replay of a session that is LIVE."""
+        self._hub = hub
+        self._inflight = inflight
+        self._resuming = resuming
+        self._others = others
+        self._clock = clock
+        self._begin = begin
+        self._unshown: dict[Session, list[int]] = {}
+        """Positions of pushes that sessions which have resumed may lack, though others have proven them."""
+
+    def rung(self, user: str, position: int, *, delivered: bool = False) -> None:
+        """Another node has stored a push for this user, at this position. Position 1 says that it is not known which:
+        it was in the last seconds. `delivered`: another session has proven it by now."""
+        for session in self._hub.of_user(user):
+            promised = session in self._resuming.promised
+            if not session.takes_pushes or (delivered and not promised):
+                continue
+            replay = session.replay
+            if delivered:
+                self._unshown.setdefault(session, []).append(position)
+                if replay is None:
+                    self.show_next(session)
+            elif replay is None:
+                until = max(position, self._inflight.take_position())
+                seen = self._promised_from(position) if promised else None
+                self._begin(session, Replay(after=position - 1, until=until, seen=seen, again=True))
+            else:
+                replay.rung = position if replay.rung is None else min(position, replay.rung)
+
+    def _promised_from(self, position: int) -> int:
+        """See `Replay.seen`, for a session that was promised everything, and is rung from this position on."""
+        return position - 1 if position > 1 else int((self._clock.time() - ENDED_FOR) * MICRO)
+
+    def show_next(self, session: Session) -> None:
+        """Begin the round for the next push that others have proven, if there is one. The session is LIVE."""
+        unshown = self._unshown.get(session)
+        if unshown is None:
+            return
+        position = unshown.pop(0)
+        if not unshown:
+            del self._unshown[session]
+        replay = Replay(after=position - 1, until=position, seen=position - 1, again=True)
+        replay.exact = True
+        self._begin(session, replay)
+
+    def read_again(self, session: Session, replay: Replay) -> None:
+        """This replay, whose pages have all come, goes on with what was rung for meanwhile."""
+        assert replay.rung is not None
+        position, replay.rung = replay.rung, None
+        replay.after, replay.again, replay.exact = min(replay.after, position - 1), True, False
+        replay.until = max(replay.until, position, self._inflight.take_position())
+        if replay.seen is None and session in self._resuming.promised:
+            replay.seen = self._promised_from(position)
+
+    def had(self, session: Session, rows: Sequence[Row]) -> set[RowKey]:
+        """Those of these rows that have ended and that a round need not show to this session."""
+        shown = self._resuming.promised.get(session)
+        proven = self._others.proven(session.user)
+        return {
+            row.key
+            for row in rows
+            if row.final and (row.key in proven or (shown is not None and row.key in shown))
+        }
+
+    def closed(self, session: Session) -> None:
+        """The session is closed, or gets no more pushes; idempotent."""
+        self._unshown.pop(session, None)
