@@ -8,8 +8,9 @@ from typing import Any, Final
 import pytest
 
 from bridge.core.delivery.routing import LINGER
-from bridge.core.mailbox.others import OTHERS_EVERY, OTHERS_FOR
+from bridge.core.mailbox.others import ENDED_FOR, ENDED_OF_USER, OTHERS_EVERY, OTHERS_FOR
 from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.rows import RowKey
 from bridge.core.ports.nodes import Letter, Sent
 from tests.core.test_nodes import LIMITS, forwarded, ids, online, ticks
 from tests.support.house import House, Peer, kept
@@ -145,6 +146,36 @@ async def test_who_opens_where_the_one_before_has_just_left_gets_what_that_had_b
         made.fate = lambda letter: None
         await seconds(8, a, b, answering=(second,))
         assert list(dict.fromkeys(ids(second))) == ["p1", "p2"], "one may come twice"
+
+
+async def test_what_sessions_have_done_with_is_forgotten_after_a_while() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        peers = [await online(b, user) for user in ("u1", "u2")]
+        others = b.core.pages.others
+        for user in ("u1", "u2", "u1"):
+            await a.push(kept(user, f"p{user}", 60))
+        await ticks(a, b)
+        for peer in peers:
+            peer.answer()
+        await ticks(a, b)
+        assert {len(others.proven(user)) for user in ("u1", "u2")} == {1}
+        await seconds(round(ENDED_FOR) + 1, a, b)
+        b.core.every_second()
+        assert others.proven("u1") == others.proven("u2") == set()
+        assert not others._ended
+        assert not others._line
+
+
+async def test_few_pushes_of_one_user_are_remembered() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [_, b]):
+        others = b.core.pages.others
+        for number in range(ENDED_OF_USER + 10):
+            others.ended(RowKey("", f"p{number}", "u1"), number, proven=True)
+        others.ended(RowKey("", "p1", "u2"), 1, proven=True)
+        assert len(others.proven("u1")) == ENDED_OF_USER
+        assert RowKey("", "p9", "u1") not in others.proven("u1")
+        others.forget_old(1)
+        assert (others.proven("u1"), others.proven("u2")) == (set(), {RowKey("", "p1", "u2")})
 
 
 async def test_who_opens_waits_no_longer_than_until_the_one_before_has_proven_them() -> None:

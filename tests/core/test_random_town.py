@@ -113,6 +113,24 @@ TOLD_BEFORE: Final = {
         "open 466 667, push_to_session 275 273, answer 502 660, resume 595 603, halts 877 363, "
         "push_to_all_users 605 340, push_to_all_users 510 688, resume 866 833, pause 285 397",
     ),
+    "what was rung for as stored is proven before who has resumed reads it": (
+        2,
+        "open 0 2, open 1 1, open 2 1, resume 64 416, open 159 1008, push 200 691, pause 936 443, open 763 695, "
+        "answer 909 545, leave 284 264, resume 661 944, halts 910 1012, pause 77 665, open 75 672, open 18 267, "
+        "push 187 451, answer 128 243, push 223 359, resume 792 273, resume 236 943",
+    ),
+    "a ring is lost, and others prove what it was for": (
+        3,
+        "open 0 0, open 1 1, open 2 1, open 804 595, resume 559 933, leave 744 442, resume 972 193, "
+        "push 1002 497, open 90 160, answer 964 501, leave 40 442, returns 865 878, answer 794 982, resume 570 79, "
+        "push 320 689",
+    ),
+    "a session is rung for while it reads one push that others have proven": (
+        3,
+        "open 0 0, open 1 0, open 2 1, resume 994 390, halts 453 403, push 376 7, freeze 393 385, "
+        "push_to_all_users 665 458, resume 960 136, answer 995 841, wake 183 205, resume 594 281, goes_on 188 326, "
+        "loses 287 284, push 414 16, pause 250 322, pause 117 607, push_to_all_users 870 417",
+    ),
 }
 """Stories, and the number of nodes, after which something was wrong once."""
 

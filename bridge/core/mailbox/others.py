@@ -36,14 +36,17 @@ ENDED_FOR: Final = 10.0
 """Seconds for which a push is remembered that the last session here has done with: its owner has written its row by
 then, or is dead, and the next one sends it again."""
 ENDED_MAX: Final = 100_000
-"""Such pushes that are remembered; over it the oldest are forgotten."""
+"""Such pushes that are remembered; over it the oldest are forgotten,"""
+ENDED_OF_USER: Final = 1_000
+"""and so they are over this number of one user: a session that opens is to wait for few statements."""
 KEYS: Final = 1_000
 """Pushes whose rows one statement looks for."""
 
 
 class _Ended(NamedTuple):
     key: RowKey
-    other: Other
+    position: int
+    proven: bool
     until: float
     """Monotonic seconds."""
 
@@ -59,36 +62,44 @@ class Others:
         self._persistence = persistence
         self._errors = errors
         self._clock = clock
-        self._ended: dict[str, deque[_Ended]] = {}
+        # Nearly every user has few at a time, and an empty deque takes more than a list of them.
+        self._ended: dict[str, list[_Ended]] = {}
         """By user, oldest first."""
-        self._users: deque[str] = deque()
-        """The user of each, oldest first."""
+        self._line: deque[_Ended] = deque()
+        """Of all users, oldest first."""
 
     def ended(self, key: RowKey, position: int, *, proven: bool) -> None:
         """The last session here has done with this kept push of another node. `proven`: it has the proof that it asks
         for."""
         self.forget_old(ENDED_MAX - 1)
-        one = _Ended(key, Other(position, None, proven), self._clock.monotonic() + ENDED_FOR)
-        self._ended.setdefault(key.user, deque()).append(one)
-        self._users.append(key.user)
+        one = _Ended(key, position, proven, self._clock.monotonic() + ENDED_FOR)
+        of_user = self._ended.setdefault(key.user, [])
+        of_user.append(one)
+        if len(of_user) > ENDED_OF_USER:
+            del of_user[0]
+        self._line.append(one)
 
     def forget_old(self, most: int = ENDED_MAX) -> None:
         """Forget those whose time is over, and the oldest ones, until there are no more than this. To be called each
         second."""
         now = self._clock.monotonic()
-        while self._users:
-            line = self._ended[self._users[0]]
-            if len(self._users) <= most and line[0].until > now:
-                return
-            line.popleft()
-            if not line:
-                del self._ended[self._users[0]]
-            self._users.popleft()
+        while self._line and (len(self._line) > most or self._line[0].until <= now):
+            one = self._line.popleft()
+            user = one.key.user
+            of_user = self._ended.get(user)
+            if of_user and of_user[0] is one:
+                del of_user[0]
+                if not of_user:
+                    del self._ended[user]
 
     def of(self, session: Session) -> dict[RowKey, Other] | None:
         """See `Replay.others`, for a session that opens now."""
         now = self._clock.monotonic()
-        found = {one.key: one.other for one in self._ended.get(session.user, ()) if one.until > now}
+        found = {
+            one.key: Other(one.position, None, one.proven)
+            for one in self._ended.get(session.user, ())
+            if one.until > now
+        }
         for one in self._hub.of_user(session.user):
             if one is not session:
                 for push in (*one.waiting_pushes(), *one.handed_pushes()):
@@ -98,7 +109,7 @@ class Others:
 
     def proven(self, user: str) -> set[RowKey]:
         """Those that the last session of this user here has proven: all that were there had been offered them."""
-        return {one.key for one in self._ended.get(user, ()) if one.other.proven}
+        return {one.key for one in self._ended.get(user, ()) if one.proven}
 
     async def look(self, sessions: Sequence[Session]) -> Sequence[Session]:
         """Find out which of them have their rows by now. Returns the sessions that were promised everything since the

@@ -13,26 +13,27 @@ from bridge.core.ports.store import ResumeAsk, ResumePoint, Store
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.persistence import Persistence
 
-SHOWN_MAX: Final = 200
+SHOWN_MAX: Final = 64
 """Pushes that a session which has resumed is known to have read: a ring has it read the mailbox again."""
 
 
 class Shown:
     """The last pushes that a session has read from the mailbox."""
 
-    __slots__ = ("_keys",)
+    __slots__ = ("_marks",)
 
     def __init__(self) -> None:
-        self._keys: dict[RowKey, None] = {}
+        # There may be one for each session: a key takes several times as much as its hash.
+        self._marks: list[int] = []
 
     def __contains__(self, key: RowKey) -> bool:
-        return key in self._keys
+        return hash(key) in self._marks
 
     def add(self, key: RowKey) -> None:
         """It has read this one. Over `SHOWN_MAX` the first is forgotten."""
-        self._keys[key] = None
-        if len(self._keys) > SHOWN_MAX:
-            del self._keys[next(iter(self._keys))]
+        self._marks.append(hash(key))
+        if len(self._marks) > SHOWN_MAX:
+            del self._marks[0]
 
 
 class Resuming:
