@@ -48,8 +48,8 @@ LISTED_ALL_THE_SAME = frozenset(
 )  # fmt: skip
 """Not there, or not large, at any moment that one may look. (A batch lives until the broker has answered; there are no
 keys where tokens are signed with a secret, tenants take turns only where a setting says so, one partition has a
-consumer of its own, who is alone is owed no answers, a node says what it takes half a second after its start, and nobody
-resumes.)"""
+consumer of its own, who is alone is owed no answers, a node says what it takes half a second after its start, and
+nobody resumes.)"""
 
 
 def containers(things: Iterator[object] | list[object]) -> Iterator[tuple[str, int]]:
