@@ -131,6 +131,18 @@ TOLD_BEFORE: Final = {
         "push_to_all_users 665 458, resume 960 136, answer 995 841, wake 183 205, resume 594 281, goes_on 188 326, "
         "loses 287 284, push 414 16, pause 250 322, pause 117 607, push_to_all_users 870 417",
     ),
+    "a forward comes back after others have proven the push": (
+        3,
+        "open 0 2, open 1 0, open 2 1, leave 31 489, resume 409 942, leave 34 863, open 953 772, push 368 234, "
+        "resume 406 959, open 258 159, pause 428 758, answer_one 614 932, resume 814 86, resume 13 586, push 602 684, "
+        "returns 568 903, push_to_all_users 41 634",
+    ),
+    "what is older than the push that a session has resumed after is rung for again": (
+        3,
+        "open 0 0, open 1 0, open 2 1, resume 177 634, push 148 904, pause 467 198, pause 930 5, pause 741 669, "
+        "pause 846 1022, pause 537 458, open 79 359, resume 495 450, leave 433 999, leave 329 14, returns 968 602, "
+        "pause 342 679, resume 351 368, resume 27 81, push 67 586, answer 644 507, moves 584 64, resume 1023 455",
+    ),
 }
 """Stories, and the number of nodes, after which something was wrong once."""
 

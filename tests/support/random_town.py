@@ -116,6 +116,10 @@ class Story:
         self.reported: dict[tuple[str, str, Word], float] = {}
         self.recalled: set[str] = set()
         self.lossy = self.dropped = False
+        self.unsure = False
+        """Letters came, and their senders do not know that: they may send a push twice."""
+        self.queueless: set[int] = set()
+        """Nodes whose queue was lost, and that have none yet."""
         self.slow = False
         """The taker's letters were late, and those of others came before them."""
         self.log: list[str] = []
@@ -423,20 +427,28 @@ class Story:
         for (_, queue), line in self.late.items():
             if self.node(queue) == to and line:
                 self.dropped = self.lossy = True  # the queue is no more
+                self.queueless.add(to)
                 line.clear()
 
     async def do_loses(self, n: int, m: int) -> None:
+        await self.do_works(n, m)
         self.fates[n % len(self.houses)] = "loses"
 
     async def do_unsure(self, n: int, m: int) -> None:
+        await self.do_works(n, m)
         self.fates[n % len(self.houses)] = "unsure"
+        self.unsure = True
 
     async def do_works(self, n: int, m: int) -> None:
-        self.fates.pop(n % len(self.houses), None)
+        n %= len(self.houses)
+        self.fates.pop(n, None)
+        if n in self.queueless:
+            await self.do_moves(n, 1)
 
     async def do_moves(self, n: int, m: int) -> None:
         n %= len(self.houses)
         if n not in self.dead and (n not in self.frozen or m % 2):
+            self.queueless.discard(n)
             await self.made.moves("abc"[n])
             self.houses[n].core.from_nodes.listening()
             self.fates.pop(n, None)
@@ -447,6 +459,8 @@ class Story:
 
     async def heal(self) -> None:
         self.frozen.clear()
+        for n in list(self.queueless):
+            await self.do_moves(n, 1)
         self.fates.clear()
         for what in list(self.halted):
             self.go_on(what)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from bridge.core.contract.letters import Word
+from bridge.core.inflight.inflight import MICRO
 from bridge.core.model.outcomes import DELIVERED, Outcome
 from bridge.core.model.rows import Row, RowKey
 from tests.support.random_town import SHOWN_MOST, Story
@@ -147,13 +148,14 @@ def missed_since(story: Story) -> list[str]:
         welcomes = [f.payload for f in device.peer.socket.frames if b'"type":"welcome"' in f.payload]
         if since is None or not all(b'"complete":true' in welcome for welcome in welcomes):
             continue
+        position = since.position or round(since.taken_at * MICRO)
         shown = {name for _, name in device.shown}
         for key, row in rows.items():
             name = key.push_id
             if (
                 key.user == device.user
                 and row.expires_at is not None
-                and row.position > since.position
+                and row.position > position
                 and row.outcome in DELIVERED
                 and row.expires_at > story.healed + 16
                 and name not in shown | story.recalled
@@ -182,7 +184,7 @@ def left_over(story: Story) -> list[str]:
             "grown": len(core.cluster.ringing._grown),
             "young": sum(not f.ended for f in house.inflight._deadlines._young),
         }
-        if not (story.lossy or story.dropped or story.dead):
+        if not (story.lossy or story.dropped or story.dead or story.unsure):
             # Otherwise what nobody reports of any more is remembered, up to a bound.
             sizes |= {
                 "guests": len(hosting._guests),

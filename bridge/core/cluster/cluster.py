@@ -38,7 +38,6 @@ class Cluster:
         self.unheard_reports, unheard_rings = Unheard(), Unheard()
         unheard = (self.unheard_reports, unheard_rings)
         self.post = Post(post, self.neighbours, metrics, clock, boot, unheard)
-        self.forwards = Forwards(post=self.post, clock=clock)
         self.ringing = Ringing(
             directory,
             persistence=rings,
@@ -49,3 +48,4 @@ class Cluster:
             errors=errors,
             clock=clock,
         )
+        self.forwards = Forwards(post=self.post, lacks=self.ringing.lacked, clock=clock)

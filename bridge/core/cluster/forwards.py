@@ -7,7 +7,7 @@ proves nothing, and a node that does not answer until the deadline has proven no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -15,7 +15,7 @@ from bridge.core.cluster.post import Post
 from bridge.core.contract.letters import Forwarded, Report, Word
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.transitions import State
-from bridge.core.model.outcomes import Reason
+from bridge.core.model.outcomes import DELIVERED, Reason
 from bridge.core.model.pushes import PushRequest, ToSession, ToTopic
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Sent
@@ -77,8 +77,11 @@ class _Owed:
 class Forwards:
     """The pushes of this node that other nodes have."""
 
-    def __init__(self, *, post: Post, clock: Clock) -> None:
+    def __init__(self, *, post: Post, lacks: Callable[[str, int, str], None], clock: Clock) -> None:
+        """`lacks` is told the user, the position and the boot, where a process may lack a kept push that others have
+        proven by now."""
         self._post = post
+        self._lacks = lacks
         self._clock = clock
         self._next = 1
         self._out: dict[int, Forward] = {}
@@ -161,15 +164,21 @@ class Forwards:
             yield _item(first, flights, of)
 
     def _failed(self, numbers: range, sent: Sent) -> None:
-        if sent is not Sent.UNREACHABLE:
-            return  # the node may have it: its report, or the deadline, says more
         now = self._clock.time()
         for number in numbers:
-            out = self._forget(number)
-            if out is not None:
-                out.flight.answered()
-                out.flight.unreached(out.boot, now)
-                out.flight.lost(now, handed=False, why=Reason.NODE_UNREACHABLE)
+            out = self._forget(number) if sent is Sent.UNREACHABLE else self._out.get(number)
+            if out is None:
+                continue
+            flight = out.flight
+            if flight.kept is not None and flight.ended and flight.outcome in DELIVERED:
+                self._lacks(flight.key.user, flight.position, out.boot)
+            if sent is Sent.UNREACHABLE:
+                flight.answered()
+                flight.unreached(out.boot, now)
+                flight.lost(now, handed=False, why=Reason.NODE_UNREACHABLE)
+            elif flight.kept is not None:
+                # The node may have it: its report, or the deadline, says more. Until then it counts as lacking it.
+                flight.unreached(out.boot, now)
 
     def reported(self, boot: str, node: str, report: Report) -> Forward | None:
         """A process, that of this node, reports. Returns the forward that found no session there: its holders must be

@@ -85,6 +85,10 @@ class Ringing:
             self._delivered.append((row.key.user, row.position, holders))
             self._wake.set()
 
+    def lacked(self, user: str, position: int, boot: str) -> None:
+        """A kept push that was forwarded to this process did not get there, and others have proven it by now."""
+        self.ring(user, position, [boot], delivered=True)
+
     def due(self, user: str) -> int | None:
         """From which position a user is about to be rung, or must be rung again; None where there is nothing to ring
         for."""

@@ -18,11 +18,12 @@ SHOWN_MAX: Final = 64
 
 
 class Shown:
-    """The last pushes that a session has read from the mailbox."""
+    """What a session that was promised everything since a position has read of that: the last pushes."""
 
-    __slots__ = ("_marks",)
+    __slots__ = ("_marks", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, since: int) -> None:
+        self.since = since
         # There may be one for each session: a key takes several times as much as its hash.
         self._marks: list[int] = []
 
@@ -58,8 +59,7 @@ class Resuming:
         self._welcome = welcome
         self._slack = slack
         self.promised: dict[Session, Shown] = {}
-        """Sessions that have resumed, and were promised everything since, and what they have read last. Who is told of
-        their end empties this."""
+        """Sessions that have resumed, and were promised everything since. Who is told of their end empties this."""
 
     async def find(self, sessions: Sequence[Session]) -> None:
         """Find out where these sessions resume and whether anything is missing since, and welcome them."""
@@ -135,8 +135,8 @@ class Resuming:
         replay.seen = None if point is None else point.position - self._slack
         complete = point is not None and not point.cut
         replay.resumed = point.position if point is not None and complete else None
-        if complete:
-            self.promised[session] = Shown()
+        if replay.resumed is not None:
+            self.promised[session] = Shown(replay.resumed)
         self._welcome(session, complete)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from bridge.core.inflight.inflight import MICRO, InFlight
 from bridge.core.mailbox.others import ENDED_FOR, Others
-from bridge.core.mailbox.resuming import Resuming
+from bridge.core.mailbox.resuming import Resuming, Shown
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.sessions.hub import Hub
@@ -50,8 +50,10 @@ class Rounds:
         """Another node has stored a push for this user, at this position. Position 1 says that it is not known which:
         it was in the last seconds. `delivered`: another session has proven it by now."""
         for session in self._hub.of_user(user):
-            promised = session in self._resuming.promised
-            if not session.takes_pushes or (delivered and not promised):
+            promised = self._resuming.promised.get(session)
+            if not session.takes_pushes:
+                continue
+            if delivered and (promised is None or position <= promised.since):
                 continue
             replay = session.replay
             if delivered:
@@ -60,14 +62,16 @@ class Rounds:
                     self.show_next(session)
             elif replay is None:
                 until = max(position, self._inflight.take_position())
-                seen = self._promised_from(position) if promised else None
+                seen = None if promised is None else self._promised_from(position, promised)
                 self._begin(session, Replay(after=position - 1, until=until, seen=seen, again=True))
             else:
                 replay.rung = position if replay.rung is None else min(position, replay.rung)
 
-    def _promised_from(self, position: int) -> int:
+    def _promised_from(self, position: int, promised: Shown) -> int:
         """See `Replay.seen`, for a session that was promised everything, and is rung from this position on."""
-        return position - 1 if position > 1 else int((self._clock.time() - ENDED_FOR) * MICRO)
+        if position == 1:
+            position = int((self._clock.time() - ENDED_FOR) * MICRO)
+        return max(position - 1, promised.since)
 
     def show_next(self, session: Session) -> None:
         """Begin the round for the next push that others have proven, if there is one. The session is LIVE."""
@@ -87,8 +91,9 @@ class Rounds:
         position, replay.rung = replay.rung, None
         replay.after, replay.again, replay.exact = min(replay.after, position - 1), True, False
         replay.until = max(replay.until, position, self._inflight.take_position())
-        if replay.seen is None and session in self._resuming.promised:
-            replay.seen = self._promised_from(position)
+        promised = self._resuming.promised.get(session)
+        if replay.seen is None and promised is not None:
+            replay.seen = self._promised_from(position, promised)
 
     def had(self, session: Session, rows: Sequence[Row]) -> set[RowKey]:
         """Those of these rows that have ended and that a round need not show to this session."""
