@@ -143,6 +143,12 @@ TOLD_BEFORE: Final = {
         "pause 846 1022, pause 537 458, open 79 359, resume 495 450, leave 433 999, leave 329 14, returns 968 602, "
         "pause 342 679, resume 351 368, resume 27 81, push 67 586, answer 644 507, moves 584 64, resume 1023 455",
     ),
+    "a session that has resumed looks for what it must be sent again while others prove what is newer": (
+        3,
+        "open 0 1, open 1 0, open 2 0, push 766 500, answer 545 318, open 68 757, resume 14 340, resume 661 252, "
+        "loses 625 70, pause 412 585, answer 386 35, answer 605 303, push_to_all_users 9 648, pause 97 384, "
+        "pause 285 353",
+    ),
 }
 """Stories, and the number of nodes, after which something was wrong once."""
 

@@ -31,12 +31,14 @@ class Offering:
         row: Row,
         *,
         again: bool,
+        resumes: bool,
         handed: Collection[RowKey],
         gone: Mapping[RowKey, Row],
     ) -> bool:
         """Offer one row's push to a session, unless it needs none; False where the session has no room for it now.
 
         `again`: the session may have it already; `handed` are the pushes that it was handed. It waits for none of them.
+        `resumes`: it gets the push even if another session has proven it just now.
         `gone`: rows that became final since the page was read.
         """
         key = row.key
@@ -47,7 +49,6 @@ class Offering:
                 return True
             return key in handed or session.offer_kept(_frame(session.mode, row), None)
         flight = self._inflight.get(key)
-        resumes = session.replay is not None and session.replay.seen is not None
         if flight is None:
             if key in handed:
                 # Forwarded by its owner, who hears what its peer proves.

@@ -290,8 +290,9 @@ class Pages:
                 # What it holds comes before what is newer in the mailbox.
                 room = session.release_held(row.position)
                 held_from = session.held_from
+            resumes = replay.seen is not None if shown is None else shown.lacks(row)
             if not room or not self._offering.offer(
-                session, row, again=replay.again, handed=handed, gone=gone
+                session, row, again=replay.again, resumes=resumes, handed=handed, gone=gone
             ):
                 # No room: the rest is read again when there is some.
                 replay.full = True

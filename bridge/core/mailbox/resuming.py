@@ -7,7 +7,7 @@ from typing import Final
 
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.inflight import InFlight
-from bridge.core.model.rows import RowKey
+from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import ResumeAsk, ResumePoint, Store
 from bridge.core.sessions.session import Session
@@ -29,6 +29,10 @@ class Shown:
 
     def __contains__(self, key: RowKey) -> bool:
         return hash(key) in self._marks
+
+    def lacks(self, row: Row) -> bool:
+        """Whether it was promised this push, and may not have read it."""
+        return row.position > self.since and row.key not in self
 
     def add(self, key: RowKey) -> None:
         """It has read this one. Over `SHOWN_MAX` the first is forgotten."""
