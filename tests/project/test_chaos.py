@@ -506,6 +506,19 @@ def test_a_resume_may_begin_a_little_earlier_and_is_in_order_within_itself() -> 
     assert kinds(made) == [Broken.OUT_OF_ORDER]
 
 
+def test_what_a_resume_leaves_out_is_told_with_the_sessions_of_all_clients_of_the_user() -> None:
+    made = evidence(kept("m1", at=1.0), kept("m2", at=8.5))
+    made.tabs = [tab("u1", "m1", "m2"), tab("u1", "m1", resumes=True, since=1.6)]
+    made.tabs[0].open = [Session(0.5, 8.0, 4001), Session(8.25, 9.5, 4002)]
+    (violation,) = check(made).violations
+    assert violation.facts[0].startswith("row ")
+    assert violation.facts[1:3] == (
+        "a client of u1 that does not resume: sessions -8.000 to -0.500 at port 4001, -0.250 to 1.000 at port 4002;"
+        " read 0.500 on connection 1",
+        "a client of u1 that resumes: sessions never; read never",
+    )
+
+
 def test_a_resume_that_leaves_something_out_must_say_so() -> None:
     made = evidence(kept("m1", at=1.0), kept("m2", at=2.0))
     made.tabs = [tab("u1", "m1", "m2"), tab("u1", "m1", resumes=True, since=1.6)]
