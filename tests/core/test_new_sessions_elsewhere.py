@@ -304,3 +304,19 @@ async def test_a_push_that_found_nobody_comes_before_a_newer_one_that_found_the_
             made.deliver(letter)
         await seconds(8, a, b, answering=(second,))
         assert list(dict.fromkeys(ids(second))) == ["p1", "p2"], "one may come twice"
+
+
+async def test_the_loop_gets_its_turn_between_sessions_that_wait_for_rows() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        await slow_rows(made)
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: ids(first) == ["p1"])
+        opened = [b.connect("u1").client.session for _ in range(20)]
+        await turns(100)
+        looking = asyncio.ensure_future(b.core.pages.others.look(opened))
+        had = 0
+        while not looking.done():
+            await asyncio.sleep(0)
+            had += 1
+        assert had >= 2 * len(opened)
