@@ -255,7 +255,7 @@ class Core:
 
     def _written(self, user: str) -> None:
         self.pages.row_written(user)
-        self.router.row_written(user)
+        self.router.behind.row_written(user)
 
     def _first_acked(self, row: Row) -> None:
         self.withdrawing.withdraw([(row.key.user, row.key.push_id)], row.key.tenant, but=row.session)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
 from bridge.core.cluster.lately import USERS_MAX
+from bridge.core.delivery.behind import AT_ONCE
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.index import Index
 from bridge.core.inflight.kept import Kept
@@ -15,8 +17,8 @@ from bridge.core.model.pushes import Encoding
 from bridge.core.ports.nodes import Sent
 from bridge.core.settlement.worklist import Worklist
 from tests.core.test_nodes import LIMITS, held, ids, online, ticks
-from tests.support.house import flight, kept, to
-from tests.support.town import town
+from tests.support.house import House, flight, kept, to
+from tests.support.town import Town, town
 from tests.support.waiting import turns, until
 
 
@@ -176,3 +178,48 @@ async def test_who_was_there_last_is_remembered_of_a_bounded_number_of_users() -
         assert [lately.guess(user) for user in ("u2", "u3")] == [None, ["boot-b"]]
         lately.forget("u3")
         assert lately.guess("u3") is None
+
+
+async def many_behind_a_row(made: Town, a: House, count: int) -> None:
+    """So many pushes of the user u1 wait for the row of the one before them, which has not reached the node b."""
+    made.store.writing.clear()
+    made.fate = lambda letter: Sent.UNREACHABLE
+    await a.push(kept("u1", "p0", 60))
+    await turns(50)
+    made.fate = lambda letter: None
+    for number in range(1, count):
+        await a.push(kept("u1", f"p{number}", 60))
+    await until(lambda: len(a.core.router.behind._lines.get("u1", ())) == count - 1)
+
+
+async def test_many_pushes_that_wait_for_one_row_go_on_in_many_turns_of_the_loop() -> None:
+    count = 3 * AT_ONCE
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        there = await online(b, "u1")
+        await many_behind_a_row(made, a, count)
+        made.store.writing.set()
+        left = [count - 1]
+        while left[-1]:
+            await asyncio.sleep(0)
+            there.answer()
+            left.append(len(a.core.router.behind._lines.get("u1", ())))
+        assert max(before - after for before, after in pairwise(left)) == AT_ONCE
+        while len(ids(there)) < count:
+            there.answer()
+            await asyncio.sleep(0)
+        assert ids(there) == [f"p{number}" for number in range(count)]
+
+
+async def test_what_waits_behind_pushes_that_come_back_has_them_written_at_once() -> None:
+    count = 3 * AT_ONCE
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        there = await online(b, "u1")
+        await many_behind_a_row(made, a, count)
+        there.leave()
+        made.store.writing.set()
+        await until(lambda: not a.core.router.behind)
+        second = b.connect("u1")
+        for _ in range(30):
+            await ticks(a, b)
+            second.answer()
+        assert ids(second) == [f"p{number}" for number in range(count)]

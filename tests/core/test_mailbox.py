@@ -11,6 +11,7 @@ import pytest
 from bridge.core.errors import StoreUnavailable
 from bridge.core.inflight.inflight import MICRO, RESENDS
 from bridge.core.mailbox.measuring import MailboxLimits
+from bridge.core.mailbox.pages import WELCOMES
 from bridge.core.mailbox.recalls import Recalled
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
@@ -927,3 +928,15 @@ async def _passing(h: House, condition: Callable[[], bool]) -> None:
         while not condition():
             h.clock.advance(0.05)
             await asyncio.sleep(0)
+
+
+async def test_while_the_database_is_down_those_who_resume_are_welcomed_so_many_at_a_time() -> None:
+    h = House()
+    for number in range(WELCOMES + 1):
+        h.connect(f"u{number}", last="p1")
+    h.clock.advance(60.0)
+    assert len(h.core.pages._unwelcomed) == WELCOMES + 1
+    h.core.pages.tick(h.clock.monotonic())
+    assert len(h.core.pages._unwelcomed) == 1
+    h.core.pages.tick(h.clock.monotonic())
+    assert not h.core.pages._unwelcomed

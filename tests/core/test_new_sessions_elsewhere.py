@@ -269,3 +269,54 @@ async def test_what_is_held_comes_before_what_is_read_after_it() -> None:
         made.fate = lambda letter: None
         await seconds(8, a, b, answering=(peer,))
         assert ids(peer) == ["p1", "p2", "p3"]
+
+
+async def test_a_push_that_found_nobody_comes_before_a_newer_one_that_found_the_session() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        await a.push(kept("u1", "p0", 60))
+        await until(lambda: ids(first) == ["p0"])
+        first.answer()
+        await ticks(a, b)
+        await ticks(a, b)
+        first.leave()
+        await until(lambda: made.sessions.closed)
+        late: list[Letter] = []
+
+        def slowly(letter: Letter) -> Sent:
+            late.append(letter)
+            return Sent.DELIVERED
+
+        made.fate = slowly
+        for push_id in ("p1", "p2"):
+            await a.push(kept("u1", push_id, 60))
+            await turns(100)
+        before, after = late
+        late.clear()
+        b.core.from_nodes.came(before.body)
+        await turns(100)
+        second = b.connect("u1")
+        await turns(100)
+        b.core.from_nodes.came(after.body)
+        await turns(100)
+        made.fate = lambda letter: None
+        for letter in late:
+            made.deliver(letter)
+        await seconds(8, a, b, answering=(second,))
+        assert list(dict.fromkeys(ids(second))) == ["p1", "p2"], "one may come twice"
+
+
+async def test_the_loop_gets_its_turn_between_sessions_that_wait_for_rows() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        await slow_rows(made)
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: ids(first) == ["p1"])
+        opened = [b.connect("u1").client.session for _ in range(20)]
+        await turns(100)
+        looking = asyncio.ensure_future(b.core.pages.others.look(opened))
+        had = 0
+        while not looking.done():
+            await asyncio.sleep(0)
+            had += 1
+        assert had >= 2 * len(opened)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from bridge.core.errors import IllegalTransition
+from bridge.core.inflight.flight import Flight
 from bridge.core.model.outcomes import Proof, Reason
 from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.places import how_many_before, place_for
 from bridge.core.sessions.session import UNPROVEN_MAX
 from bridge.core.sessions.states import SessionState
 from tests.support.house import flight, session
@@ -169,3 +173,45 @@ def test_a_closed_session_cannot_drain() -> None:
     s.close()
     with pytest.raises(IllegalTransition):
         s.drain()
+
+
+class Looked(list[tuple[Frame, Flight | None]]):
+    """Counts what is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at):  # type: ignore[no-untyped-def]
+        self.looks += 1
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[tuple[Frame, Flight | None]]:
+        for one in super().__iter__():
+            self.looks += 1
+            yield one
+
+
+def held(*positions: int | None) -> Looked:
+    """Pushes at these positions; None: a frame that is not a push."""
+    made = Looked()
+    for position in positions:
+        push = None
+        if position is not None:
+            push = flight(f"p{position}")
+            push.position = position
+        made.append((Frame(b"x"), push))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("position", "place", "before"),
+    [(1, 0, 0), (2, 2, 0), (3, 2, 1), (5, 5, 3), (6, 5, 4), (9, 7, 6)],
+)
+def test_a_push_has_its_place_among_those_that_are_held(position: int, place: int, before: int) -> None:
+    line = held(2, None, 4, 5, None, 7, None)
+    assert (place_for(position, line), how_many_before(position, line)) == (place, before)
+
+
+def test_no_push_costs_a_look_at_all_that_are_held() -> None:
+    line = held(*range(1_000))
+    assert (place_for(1_000, line), how_many_before(2, line)) == (1_000, 2)
+    assert line.looks <= 10

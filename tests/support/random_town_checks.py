@@ -179,7 +179,7 @@ def left_over(story: Story) -> list[str]:
             "lines": len(core.cluster.post._waiting),
             "asked": len(core.router._asked),
             "unrouted": len(core.router._unrouted),
-            "behind": len(core.router._behind),
+            "behind": len(core.router.behind),
             "rings": len(core.cluster.ringing._unheard),
             "grown": len(core.cluster.ringing._grown),
             "young": sum(not f.ended for f in house.inflight._deadlines._young),

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.cluster import Cluster
+from bridge.core.delivery.behind import Behind
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.grace import Grace
 from bridge.core.delivery.targets import Resolver, resolver_of, sessions_of, why_nobody
@@ -94,11 +95,8 @@ class Router:
         """How many pushes of a user wait for their holders and were not offered to anybody yet."""
         self._unguessed: dict[str, int] = {}
         """How many pushes of a user wait for their holders and were not forwarded to anybody yet."""
-        self._behind: dict[str, list[tuple[Asked, Sequence[str]]]] = {}
-        """Pushes, by user, whose holders are known, and that wait for the rows of older ones."""
-        self._written: dict[str, None] = {}
-        """Users of such pushes who have got rows since that was last looked at."""
-        self._rows = asyncio.Event()
+        self.behind = Behind(inflight=inflight, flush=self.flush, clock=clock)
+        """Pushes whose holders are known, and that wait for the rows of older ones."""
         self._wake = asyncio.Event()
         self._linger = asyncio.Event()
         """Some wait that are in no hurry."""
@@ -196,7 +194,7 @@ class Router:
         """See `Asked.guessed`."""
         user = flight.key.user
         boots = None if user in self._unguessed else self._lately.guess(user)
-        if boots and (flight.withdrawn or request.excluded or user in self._behind):
+        if boots and (flight.withdrawn or request.excluded or user in self.behind):
             return None
         if boots and (self._ringing.due(user) is not None or self._inflight.older_lacks(flight, boots)):
             return None
@@ -234,7 +232,7 @@ class Router:
         """Ask for holders, and act on the answers, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._ask_for_those_that_linger(), name="lingering questions")
-            tasks.create_task(self._go_on_behind_rows(), name="pushes behind rows")
+            tasks.create_task(self.behind.run(), name="pushes behind rows")
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -306,40 +304,15 @@ class Router:
             self._lately.found(user, boots)
         else:
             self._lately.forget(user)  # many users are away
-        rows = self._behind.get(user)
-        if rows is None and boots and not flight.withdrawn and self._inflight.older_lacks(flight, boots):
+        # Also where nobody has the user any more: those that wait come first.
+        behind = user in self.behind
+        if not behind and boots and not flight.withdrawn and self._inflight.older_lacks(flight, boots):
             self._inflight.write_unwritten(user, flight.position - 1)
-            rows = self._behind[user] = []
-        if rows is None:
-            self._route_to(asked, boots)
+            behind = True
+        if behind:
+            self.behind.add(flight, boots, partial(self._route_to, asked, boots))
         else:
-            # Also where nobody has the user any more: those that wait come first.
-            rows.append((asked, boots))
-
-    def row_written(self, user: str) -> None:
-        """A row of this user was committed: what waited for it goes on once all rows of that commit are known."""
-        if user in self._behind:
-            self._written[user] = None
-            self._rows.set()
-
-    async def _go_on_behind_rows(self) -> None:
-        while True:
-            await self._rows.wait()
-            self._rows.clear()
-            users, self._written = self._written, {}
-            for user in users:
-                self._go_on(user)
-
-    def _go_on(self, user: str) -> None:
-        waiting = self._behind.get(user, [])
-        while waiting:
-            asked, boots = waiting[0]
-            if self._inflight.older_lacks(asked.flight, boots):
-                return
-            del waiting[0]
             self._route_to(asked, boots)
-        self._behind.pop(user, None)
-        self.flush()
 
     def _route_to(self, asked: Asked, boots: Sequence[str]) -> None:
         flight, request, offered, again, guessed, before = asked

@@ -87,7 +87,8 @@ class Index:
         self._busy: dict[RowKey, Flight] = {}
         self._resting: dict[RowKey, Flight] = {}
         # Nearly every push goes to one user: no dictionary is made for those.
-        self._of_push: dict[str, Flight | dict[RowKey, Flight]] = {}
+        self._of_push: dict[str, Flight | dict[str, dict[str, Flight]]] = {}
+        """By push id, and then, where it has several, by tenant and user."""
         self._unwritten: dict[str, _Unwritten] = {}
         self._of_place: dict[tuple[str, str, str], dict[RowKey, Flight]] = {}
         """By tenant, user and collapse key: flights that had not ended when they were added."""
@@ -117,7 +118,18 @@ class Index:
         found = self._of_push.get(push_id)
         if found is None:
             return ()
-        return list(found.values()) if isinstance(found, dict) else (found,)
+        if not isinstance(found, dict):
+            return (found,)
+        return [flight for of_tenant in found.values() for flight in of_tenant.values()]
+
+    def of_push_to(self, push_id: str, user: str) -> Collection[Flight]:
+        """Those of them that are for this user, without a look at the others: a crowd may resume after one push."""
+        found = self._of_push.get(push_id)
+        if found is None:
+            return ()
+        if not isinstance(found, dict):
+            return (found,) if found.key.user == user else ()
+        return [of_tenant[user] for of_tenant in found.values() if user in of_tenant]
 
     def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
         """The flights of a user's pushes with this collapse key, except those that had ended when they were added."""
@@ -148,23 +160,29 @@ class Index:
         return older
 
     def _index(self, flight: Flight) -> None:
-        push_id = flight.key.push_id
-        first = self._of_push.setdefault(push_id, flight)
+        key = flight.key
+        first = self._of_push.setdefault(key.push_id, flight)
         if first is flight:
             return
-        if isinstance(first, dict):
-            first[flight.key] = flight
+        if not isinstance(first, dict):
+            self._of_push[key.push_id] = first = {first.key.tenant: {first.key.user: first}}
+        of_tenant = first.get(key.tenant)
+        if of_tenant is None:
+            first[key.tenant] = {key.user: flight}
         else:
-            self._of_push[push_id] = {first.key: first, flight.key: flight}
+            of_tenant[key.user] = flight
 
     def _leave(self, flight: Flight) -> None:
-        push_id = flight.key.push_id
-        found = self._of_push.get(push_id)
+        key = flight.key
+        found = self._of_push.get(key.push_id)
         if isinstance(found, dict):
-            found.pop(flight.key, None)
+            of_tenant = found[key.tenant]
+            del of_tenant[key.user]
+            if not of_tenant:
+                del found[key.tenant]
             if found:
                 return
-        del self._of_push[push_id]
+        del self._of_push[key.push_id]
 
     def written(self, flight: Flight) -> None:
         """It is a kept push, and its row is committed; idempotent."""

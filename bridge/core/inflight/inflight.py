@@ -121,6 +121,12 @@ class InFlight:
             self.make_sent(push_id)
         return self._index.of_push(push_id)
 
+    def of_push_to(self, push_id: str, user: str) -> Collection[Flight]:
+        """Those of them that are for this user."""
+        if self._sending:
+            self.make_sent(push_id)
+        return self._index.of_push_to(push_id, user)
+
     def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
         """The flights of a user's pushes with this collapse key, except those that had ended when they were added."""
         return self._index.of_collapse_key(tenant, user, collapse_key)

@@ -120,6 +120,8 @@ class Others:
         keys: dict[RowKey, None] = {}
         for session in waiting:
             keys.update(dict.fromkeys(_needed(session)))
+            # There may be thousands for each of them; all else gets its turn in between.
+            await self._clock.sleep(0)
         written: set[RowKey] = set()
         asked = list(keys)
         for at in range(0, len(asked), KEYS):
@@ -129,6 +131,7 @@ class Others:
         late: list[Session] = []
         now = self._clock.monotonic()
         for session in waiting:
+            await self._clock.sleep(0)
             replay = session.replay
             if replay is None or replay.others is None:
                 continue  # it has closed

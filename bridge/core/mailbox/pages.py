@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from bridge.core.bounds import Bounds, MailboxBounds
 from bridge.core.contract.fields import is_id
@@ -38,6 +39,9 @@ from bridge.core.sessions.replay import Replay
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import Persistence
+
+WELCOMES: Final = 1_000
+"""Sessions at a time that are welcomed without an answer whether anything is missing: all of them may have resumed."""
 
 
 class Pages:
@@ -332,14 +336,16 @@ class Pages:
         for session in [s for s, at in self._postponed.items() if at <= now]:
             del self._postponed[session]
             self._want(session)
-        while self._unwelcomed:
-            session = next(iter(self._unwelcomed))
+        late: list[Session] = []
+        for session in itertools.islice(self._unwelcomed, WELCOMES):
             replay = session.replay
             if replay is not None and replay.last is not None and now - replay.began < self._patience:
                 break
-            if replay is not None:
+            late.append(session)
+        for session in late:
+            if session.replay is not None:
                 # The database is down: what is kept follows when it is back, and nothing is promised to the client.
-                replay.last = None
+                session.replay.last = None
             self._welcome(session, False)
 
     def every_second(self) -> None:

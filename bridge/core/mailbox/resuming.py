@@ -94,7 +94,7 @@ class Resuming:
         """The positions of pushes last seen that are in flight: their rows may not be written yet."""
         found: dict[ResumeAsk, ResumePoint] = {}
         for ask in asks:
-            positions = [f.position for f in self._inflight.of_push(ask.push_id) if f.key.user == ask.user]
+            positions = [f.position for f in self._inflight.of_push_to(ask.push_id, ask.user)]
             if positions:
                 found[ask] = ResumePoint(min(positions), cut=False)
         return found

@@ -19,6 +19,7 @@ from bridge.core.ports.plugins import SessionInfo
 from bridge.core.ports.sockets import Frame, Socket
 from bridge.core.sessions.acks import meant_by
 from bridge.core.sessions.limits import SessionLimits
+from bridge.core.sessions.places import how_many_before, place_for
 from bridge.core.sessions.replay import Replay
 from bridge.core.sessions.states import SessionEvent, SessionState, next_session_state
 
@@ -103,7 +104,7 @@ class Session:
         """The position of the last push that it was offered from the mailbox."""
         self._limits = limits
         self._queue: list[tuple[Frame, Offered | None]] = []
-        self._held: list[tuple[Frame, Offered | None]] = []
+        self._held: list[tuple[Frame, Offered | None]] = []  # the pushes by position
         self._held_bytes = 0
         # Handed over, awaiting a pong; the first `_covered` of them are covered by the outstanding ping.
         self._unproven: list[Offered] = []
@@ -162,13 +163,12 @@ class Session:
     @property
     def held_from(self) -> int | None:
         """The lowest position of the pushes that are held."""
-        return min((push.position for _, push in self._held if push is not None), default=None)
+        return next((push.position for _, push in self._held if push is not None), None)
 
     def release_held(self, before: int | None = None) -> bool:
         """Queue the held frames, or those up to the last push before this position. False where there was no room for
         some."""
-        places = [n for n, (_, p) in enumerate(self._held, 1) if p and before and p.position < before]
-        last = len(self._held) if before is None else max(places, default=0)
+        last = len(self._held) if before is None else how_many_before(before, self._held)
         released = 0
         for frame, push in self._held[:last]:
             if push is not None and not self.offer_kept(frame, push):
@@ -235,7 +235,7 @@ class Session:
         """Hold a push that waited for its user, who has just come back, until the replay is over. There is room: it
         is in memory anyway."""
         assert self.replay is not None
-        self._held.append((frame, push))
+        self._held.insert(place_for(push.position, self._held), (frame, push))
         self._held_bytes += len(frame.payload)
 
     def offer_kept(self, frame: Frame, push: Offered | None) -> bool:
