@@ -893,6 +893,29 @@ async def test_who_resumes_is_not_shown_what_was_recalled_meanwhile() -> None:
         assert h.end("p1") == (Outcome.RECEIVED, Reason.PONG), "the trail stays"
 
 
+@pytest.mark.parametrize("recall", [Recall(push_id="p1"), Recall(user="u1", collapse_key="k")])
+async def test_who_resumes_is_not_shown_what_was_recalled_when_its_proof_had_no_row_yet(
+    recall: Recall,
+) -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        phone = await h.live("u1")
+        await h.push(kept("u1", "p0"))
+        phone.answer()
+        await h.ends("p0", Outcome.RECEIVED, Reason.PONG)
+        await h.push(kept("u1", "p1", collapse_key="k"))
+        store.writing.clear()
+        phone.answer()
+        recalling = asyncio.create_task(h.core.recalls.recall(recall))
+        await turns()
+        store.writing.set()
+        assert await recalling == Recalled(ended=0, sessions=1)
+        assert frames(phone, "withdraw") == [{"type": "withdraw", "id": "p1"}]
+        assert h.end("p1") == (Outcome.RECEIVED, Reason.PONG), "the trail stays"
+        assert "p1" not in ids(await h.live("u1", last="p0"))
+
+
 async def test_a_recall_by_collapse_key_withdraws_what_a_screen_shows_as_well() -> None:
     async with house() as h:
         peer = await h.live("u1")

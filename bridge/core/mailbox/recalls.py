@@ -30,6 +30,19 @@ class Recalled(NamedTuple):
     """Sessions that were told to withdraw a push."""
 
 
+class _InTheAir(NamedTuple):
+    """What was in flight when a recall came."""
+
+    pushes: dict[tuple[str, str], None]
+    """Users and push ids."""
+    ended: set[RowKey]
+    """Those that it ended."""
+    uncommitted: list[asyncio.Future[None]]
+    """Done when the rows of those are committed,"""
+    proven: list[asyncio.Future[None]]
+    """and the rows of those that were proven before."""
+
+
 class Recalls:
     """Carries out recalls: pushes in flight first, then what is stored."""
 
@@ -86,19 +99,8 @@ class Recalls:
         withdrawn = await self._scheduled(recall)
         await self._inflight.until_sent(recall.push_id)
         self._tell_others(recall, self._inflight.take_position())
-        now = self._clock.time()
-        ended: set[RowKey] = set()
+        flying, ended, uncommitted, proven = self._in_the_air(recall)
         told: set[Session] = set()
-        uncommitted: list[asyncio.Future[None]] = []
-        flying: dict[tuple[str, str], None] = {}
-        for flight in self._named(recall):
-            flying[flight.key.user, flight.key.push_id] = None
-            if flight.parked and flight.kept is not None:
-                continue  # the store ends its row below
-            if flight.recalled(now) is Effect.ENDED:
-                ended.add(flight.key)
-            if flight.outcome is Outcome.RECALLED:
-                uncommitted.append(self._inflight.until_settled(flight))
         place: RecallPlace | None = RecallPlace()
         limit = RowLimit(self._bounds.sweep_rows, self._bounds.parts)
         count = withdrawn + len(ended)
@@ -121,7 +123,12 @@ class Recalls:
             held += sum(1 for w in page.written if w.applied is None)
             place = page.next
             await self._clock.sleep(0)
-            if place is None and held:
+            if place is None and proven:
+                # Their rows are being written with the data, which is deleted there.
+                await asyncio.wait(proven)
+                proven.clear()
+                held, place = 0, RecallPlace()
+            elif place is None and held:
                 # Begin again until no other transaction has any of them locked.
                 tries += 1
                 if tries == self._tries:
@@ -133,6 +140,22 @@ class Recalls:
         if uncommitted:
             await asyncio.wait(uncommitted)
         return Recalled(count, len(told))
+
+    def _in_the_air(self, recall: Recall) -> _InTheAir:
+        """End what is in flight."""
+        now = self._clock.time()
+        found = _InTheAir({}, set(), [], [])
+        for flight in self._named(recall):
+            found.pushes[flight.key.user, flight.key.push_id] = None
+            if flight.parked and flight.kept is not None:
+                continue  # the store ends its row
+            if flight.recalled(now) is Effect.ENDED:
+                found.ended.add(flight.key)
+            if flight.outcome is Outcome.RECALLED:
+                found.uncommitted.append(self._inflight.until_settled(flight))
+            elif flight.outcome in DELIVERED and flight.kept is not None:
+                found.proven.append(self._inflight.until_settled(flight))
+        return found
 
     def _named(self, recall: Recall) -> Collection[Flight]:
         """The flights of the pushes that a recall names."""
