@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pytest
 
 from bridge.core.delivery.routing import LINGER
 from bridge.core.mailbox.others import ENDED_FOR, ENDED_OF_USER, OTHERS_EVERY, OTHERS_FOR
+from bridge.core.mailbox.rounds import UNSHOWN_MAX
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import RowKey
 from bridge.core.ports.nodes import Letter, Sent
+from bridge.core.ports.store import MailboxAsk, MailboxPage
 from tests.core.test_nodes import LIMITS, forwarded, ids, online, ticks
 from tests.support.house import House, Peer, kept
 from tests.support.town import Town, town
@@ -146,6 +149,37 @@ async def test_who_opens_where_the_one_before_has_just_left_gets_what_that_had_b
         made.fate = lambda letter: None
         await seconds(8, a, b, answering=(second,))
         assert list(dict.fromkeys(ids(second))) == ["p1", "p2"], "one may come twice"
+
+
+async def test_many_pushes_that_others_have_proven_are_read_in_pages_by_who_has_resumed() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        here = await online(a, "u1")
+        await a.push(kept("u1", "p0", 60))
+        await until(lambda: ids(here) == ["p0"])
+        here.answer()
+        await a.ends("p0", Outcome.RECEIVED, Reason.PONG)
+        second = b.connect("u1", last="p0")
+        await until(lambda: ids(second) == ["p0"] and second.client.session.replay is None)
+        names = [f"p{n}" for n in range(1, 3 * UNSHOWN_MAX)]
+        made.fate = lambda letter: Sent.UNREACHABLE
+        for name in names:
+            await a.push(kept("u1", name, 60))
+        await until(lambda: ids(here)[1:] == names)
+        here.answer()
+        await a.ends(names[-1], Outcome.RECEIVED, Reason.PONG)
+        asked = 0
+        mailbox = made.store.mailbox
+
+        async def counted(asks: Sequence[MailboxAsk]) -> Sequence[MailboxPage]:
+            nonlocal asked
+            asked += len(asks)
+            return await mailbox(asks)
+
+        made.store.mailbox = counted  # type: ignore[method-assign]
+        made.fate = lambda letter: None
+        await seconds(8, a, b, answering=(second, here))
+        assert set(ids(second)) >= set(names)
+        assert asked < UNSHOWN_MAX
 
 
 async def test_what_sessions_have_done_with_is_forgotten_after_a_while() -> None:

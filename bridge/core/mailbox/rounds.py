@@ -12,6 +12,7 @@ A round shows no session what all sessions here had, nor what it has read from t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from bridge.core.inflight.inflight import MICRO, InFlight
 from bridge.core.mailbox.others import ENDED_FOR, Others
@@ -21,6 +22,10 @@ from bridge.core.ports.clock import Clock
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.replay import Replay
 from bridge.core.sessions.session import Session
+
+UNSHOWN_MAX: Final = 100
+"""Pushes that others have proven and that a session reads one by one, a statement for each; over it, all from the first
+of them on are read, in pages."""
 
 
 class Rounds:
@@ -57,9 +62,13 @@ class Rounds:
                 continue
             replay = session.replay
             if delivered:
-                self._unshown.setdefault(session, []).append(position)
+                unshown = self._unshown.setdefault(session, [])
+                unshown.append(position)
                 if replay is None:
                     self.show_next(session)
+                elif len(unshown) > UNSHOWN_MAX:
+                    replay.rung = min(unshown if replay.rung is None else (replay.rung, *unshown))
+                    del self._unshown[session]
             elif replay is None:
                 until = max(position, self._inflight.take_position())
                 seen = None if promised is None else self._promised_from(position, promised)
@@ -92,8 +101,9 @@ class Rounds:
         replay.after, replay.again, replay.exact = min(replay.after, position - 1), True, False
         replay.until = max(replay.until, position, self._inflight.take_position())
         promised = self._resuming.promised.get(session)
-        if replay.seen is None and promised is not None:
-            replay.seen = self._promised_from(position, promised)
+        if promised is not None:
+            seen = self._promised_from(position, promised)
+            replay.seen = seen if replay.seen is None else min(replay.seen, seen)
 
     def had(self, session: Session, rows: Sequence[Row]) -> set[RowKey]:
         """Those of these rows that have ended and that a round need not show to this session."""
