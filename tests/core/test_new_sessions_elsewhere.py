@@ -75,7 +75,7 @@ async def test_who_resumes_and_is_told_that_it_is_complete_gets_them(left: bool)
         assert "p1" in ids(second)
 
 
-async def slow_rows(made: Town) -> asyncio.Event:
+def slow_rows(made: Town) -> asyncio.Event:
     """From now on no row is written until this is set."""
     gate = asyncio.Event()
     record = made.store.record
@@ -88,18 +88,24 @@ async def slow_rows(made: Town) -> asyncio.Event:
     return gate
 
 
+async def proven_without_a_row(made: Town, taker: House, other: House) -> asyncio.Event:
+    """A session at the other node has proven p0, which has its row, and p1, which gets one when this is set."""
+    first = await online(other, "u1")
+    await taker.push(kept("u1", "p0", 60))
+    await until(lambda: ids(first) == ["p0"])
+    first.answer()
+    await taker.ends("p0", Outcome.RECEIVED, Reason.PONG)
+    gate = slow_rows(made)
+    await taker.push(kept("u1", "p1", 60))
+    await until(lambda: ids(first) == ["p0", "p1"])
+    first.answer()
+    await turns(100)
+    return gate
+
+
 async def test_who_resumes_gets_what_another_session_has_proven_whose_row_is_not_written_yet() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
-        first = await online(b, "u1")
-        await a.push(kept("u1", "p0", 60))
-        await until(lambda: ids(first) == ["p0"])
-        first.answer()
-        await a.ends("p0", Outcome.RECEIVED, Reason.PONG)
-        gate = await slow_rows(made)
-        await a.push(kept("u1", "p1", 60))
-        await until(lambda: ids(first) == ["p0", "p1"])
-        first.answer()
-        await turns(100)
+        gate = await proven_without_a_row(made, a, b)
         second = b.connect("u1", last="p0")
         await until(lambda: second.socket.frames)
         assert b'"complete":true' in second.socket.frames[0].payload
@@ -115,16 +121,7 @@ async def test_who_resumes_gets_what_another_session_has_proven_whose_row_is_not
 
 async def test_who_resumes_is_told_that_something_may_be_missing_if_its_row_is_not_written_for_long() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
-        first = await online(b, "u1")
-        await a.push(kept("u1", "p0", 60))
-        await until(lambda: ids(first) == ["p0"])
-        first.answer()
-        await a.ends("p0", Outcome.RECEIVED, Reason.PONG)
-        gate = await slow_rows(made)
-        await a.push(kept("u1", "p1", 60))
-        await until(lambda: ids(first) == ["p0", "p1"])
-        first.answer()
-        await turns(100)
+        gate = await proven_without_a_row(made, a, b)
         second = b.connect("u1", last="p0")
         for _ in range(round(OTHERS_FOR / OTHERS_EVERY) + 2):
             await ticks(a, b)
@@ -231,7 +228,7 @@ async def test_who_opens_waits_for_seconds_only_where_the_owner_says_nothing() -
         first = await online(b, "u1")
         await a.push(kept("u1", "p1", 60))
         await until(lambda: ids(first) == ["p1"])
-        gate = await slow_rows(made)
+        gate = slow_rows(made)
         second = b.connect("u1")
         for _ in range(19):
             await ticks(a, b)
@@ -343,7 +340,7 @@ async def test_a_push_that_found_nobody_comes_before_a_newer_one_that_found_the_
 async def test_the_loop_gets_its_turn_between_sessions_that_wait_for_rows() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
         first = await online(b, "u1")
-        await slow_rows(made)
+        slow_rows(made)
         await a.push(kept("u1", "p1", 60))
         await until(lambda: ids(first) == ["p1"])
         opened = [b.connect("u1").client.session for _ in range(20)]
