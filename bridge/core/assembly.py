@@ -293,7 +293,7 @@ class Core:
             self.liveness.renew_tokens()
 
     def every_second(self) -> None:
-        """Called each second: look at tokens, replays, what other nodes have not heard, and the age of ids."""
+        """Called each second: look at tokens, replays, what other nodes have not got or heard, and the age of ids."""
         self.liveness.renew_tokens()
         self.pages.every_second()
         self.from_nodes.every_second()

@@ -149,6 +149,32 @@ TOLD_BEFORE: Final = {
         "loses 625 70, pause 412 585, answer 386 35, answer 605 303, push_to_all_users 9 648, pause 97 384, "
         "pause 285 353",
     ),
+    "a node is sent a push again before it could say that it was proven there": (
+        3,
+        "open 0 2, open 1 0, open 2 1, loses 843 327, dies 556 395, open 412 623, stuff 472 582, leave 915 674, "
+        "push_to_all_users 840 699, answer 79 421, pause 237 233, open 596 341, open 717 50, open 416 21, open "
+        "375 152, pause 90 420, resume 91 543, moves 764 796, works 705 594, push 797 870, pause 90 208",
+    ),
+    "a node is sent a push again before it could say that its session has left": (
+        3,
+        "open 0 0, open 1 1, open 2 1, resume 14 373, open 96 282, resume 59 829, freeze 81 509, resume 993 200, "
+        "push_to_all_users 768 347, open 691 598, pause 851 762, wake 885 400, freeze 252 355, leave 558 678, "
+        "pause 213 411, pause 24 968, open 99 148, push 651 307, leave 41 402, moves 979 884, pause 394 210, "
+        "pause 930 459, answer 895 599, pause 846 648",
+    ),
+    "a push comes late to a session that opened before it and has read a newer one": (
+        3,
+        "open 0 0, open 1 2, open 2 1, push 151 20, freeze 1017 533, leave 680 160, open 170 769, resume 316 701, "
+        "pause 691 151, open 790 440, open 578 596, open 923 779, push 45 368, pause 984 252, leave 559 438, "
+        "push 112 89",
+    ),
+    "a queue is lost with what others have proven, and nothing newer is sent": (
+        2,
+        "open 0 2, open 1 0, open 2 2, resume 851 188, leave 90 22, resume 783 940, leave 903 475, open 826 933, "
+        "open 185 917, push 575 483, resume 631 778, open 967 798, freeze 498 1019, open 479 749, open 156 337, "
+        "answer 899 187, resume 142 757, push_to_all_users 489 1019, halts 256 703, push 555 963, "
+        "push_to_all_users 275 984, returns 919 697, wake 702 292, push 6 830, recall 215 998, answer 178 771",
+    ),
 }
 """Stories, and the number of nodes, after which something was wrong once."""
 

@@ -192,10 +192,10 @@ async def test_a_user_is_missed_until_the_last_of_the_rings_is_rung_again() -> N
 
 
 def test_over_the_bound_the_oldest_of_the_same_process_goes() -> None:
-    unheard, said = Unheard(), list[int]()
-    unheard.add("a", said.append, 0)
-    unheard.add("b", said.append, 0)
-    unheard.add("b", said.append, 0)
+    unheard, said, item = Unheard(), list[int](), Ring("u1", 1)
+    unheard.add("a", item, said.append, 0)
+    unheard.add("b", item, said.append, 0)
+    unheard.add("b", item, said.append, 0)
     unheard.drop_oldest("b")
     unheard.drop_oldest("c")
     assert (len(unheard), unheard.boots) == (1, ["b"])

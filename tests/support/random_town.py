@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from bridge.core.contract.letters import Forwarded, Post, Report, Word, decode_letter, encode_letter
 from bridge.core.delivery.limits import DeliveryLimits
-from bridge.core.inflight.inflight import RESENDS
+from bridge.core.inflight.inflight import MICRO, RESENDS
 from bridge.core.model.ledger import Closed
 from bridge.core.model.pushes import Recall
 from bridge.core.ports.nodes import Letter, Sent
@@ -238,6 +238,7 @@ class Story:
     # --- steps ---
 
     async def do(self, step: Step) -> None:
+        self.clock.advance(1 / MICRO)  # what happens first is older
         await getattr(self, f"do_{step.kind}")(step.n, step.m)
         self.look()
 

@@ -147,12 +147,20 @@ class Forwards:
                 self._post.add(boot, item, _as_before)
         return owed
 
+    def every_second(self) -> None:
+        """Called each second: send again what was lost with a queue, though nothing newer follows."""
+        for boot, owed in list(self._owed.items()):
+            if owed.since:
+                self._owed_by(boot)
+
     def _items_again(self, numbers: Sequence[int]) -> Iterator[Forwarded]:
-        """These forwards, but those that have ended; users of one push together, as at first."""
+        """These forwards, but those that have ended; users of one push together, as at first. Of what others have
+        proven who has resumed there is rung for."""
         first, flights, of = 0, list[Flight](), None
         for number in numbers:
-            flight, request = self._out[number][:2]
+            flight, request, boot = self._out[number][:3]
             if flight.ended:
+                self._proven_by_others(flight, boot)
                 continue
             if request is of and number == first + len(flights) and len(flights) < USERS_MAX:
                 flights.append(flight)
@@ -170,8 +178,7 @@ class Forwards:
             if out is None:
                 continue
             flight = out.flight
-            if flight.kept is not None and flight.ended and flight.outcome in DELIVERED:
-                self._lacks(flight.key.user, flight.position, out.boot)
+            self._proven_by_others(flight, out.boot)
             if sent is Sent.UNREACHABLE:
                 flight.answered()
                 flight.unreached(out.boot, now)
@@ -179,6 +186,10 @@ class Forwards:
             elif flight.kept is not None:
                 # The node may have it: its report, or the deadline, says more. Until then it counts as lacking it.
                 flight.unreached(out.boot, now)
+
+    def _proven_by_others(self, flight: Flight, boot: str) -> None:
+        if flight.kept is not None and flight.ended and flight.outcome in DELIVERED:
+            self._lacks(flight.key.user, flight.position, boot)
 
     def reported(self, boot: str, node: str, report: Report) -> Forward | None:
         """A process, that of this node, reports. Returns the forward that found no session there: its holders must be

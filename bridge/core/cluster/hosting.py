@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.cluster.guests import Guest, Guests
@@ -23,9 +23,6 @@ from bridge.core.ports.nodes import Sent
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
-
-JUST_OPENED: Final = 1.0
-"""Seconds: a session that opened not longer before a push was taken may have opened after it, by another clock."""
 
 
 class _Said(NamedTuple):
@@ -66,6 +63,8 @@ class Hosting:
         self._guests = Guests()
         self._unheard = cluster.unheard_reports
         self._touched: set[Session] = set()
+        self._unread: Set[int] | None = None
+        """The pushes whose reports the process may not have read whose letter is looked at; None: not looked up yet."""
 
     def offer(self, boot: str, forwarded: Forwarded) -> None:
         """Offer a push to the sessions of its users. It is handed over by `flush`."""
@@ -103,6 +102,8 @@ class Hosting:
             # Its owner has died, and the next one has taken the push: sessions have it, or will.
             guest = known
             guest.rebound(report)
+            return
+        if number <= self._post.had(boot) and self._has_ended(boot, number):
             return
         guest = Guest(key, forwarded, self._clock, report)
         here = [s for s in self._hub.of_user(user) if s.takes_pushes]
@@ -150,8 +151,15 @@ class Hosting:
             at = guest.position
             replay.missed = at if replay.missed is None else min(replay.missed, at)
 
+    def _has_ended(self, boot: str, number: int) -> bool:
+        """Whether a push that its owner sends again has ended here, and the owner is yet to read how."""
+        if self._unread is None:
+            self._unread = self._post.unread(boot)
+        return number in self._unread
+
     def flush(self) -> None:
-        """Hand over what was offered."""
+        """Hand over what was offered by one letter."""
+        self._unread = None
         self._pages.flush_all(self._touched)
         self._touched.clear()
 
@@ -176,7 +184,7 @@ class Hosting:
     def _not_heard(self, one: _Said, number: int, sent: Sent) -> None:
         if self._unheard.full:
             self._unheard.drop_oldest(one.boot)
-        self._unheard.add(one.boot, partial(self._say_again, one), number)
+        self._unheard.add(one.boot, one.report, partial(self._say_again, one), number)
 
     def _say_again(self, one: _Said, number: int) -> None:
         """What a dead owner will never hear is noted in the row, which has its final outcome by then."""
@@ -187,9 +195,9 @@ class Hosting:
 
 
 def _has_passed(session: Session, key: RowKey, position: int) -> bool:
-    """Whether a session that has just opened has read what is newer than this kept push, and not this one: others
-    proved it before the session could read it, and it would come after newer ones."""
-    if position >= session.read_to or session.opened_at < position / MICRO - JUST_OPENED:
+    """Whether a session that opened after this kept push was taken, by the clocks of both nodes, has read what is newer
+    and not this one: others proved it before the session could read it, and it would come after newer ones."""
+    if position >= session.read_to or session.opened_at < position / MICRO:
         return False
     return key not in keys_of((*session.waiting_pushes(), *session.handed_pushes()))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -127,9 +127,28 @@ class Post:
     def answer(self, boot: str, number: int) -> None:
         """Tell the process with this boot that its pushes up to this number are here: with what comes next, within
         `LINGER` seconds."""
-        self._peer(boot).had = number
+        peer = self._peer(boot)
+        peer.had = max(peer.had, number)  # what was lost is sent again
         self._waiting.setdefault(boot, deque())
         self._linger.set()
+
+    def had(self, boot: str) -> int:
+        """The number of the newest push that came from the process with this boot."""
+        return self._peer(boot).had
+
+    def unread(self, boot: str) -> Set[int]:
+        """The numbers of the pushes of which the process with this boot is yet to read a report: it is on its way, or
+        will be said again."""
+        waiting = [*self._waiting.get(boot, ())]
+        for letter in self._peer(boot).unread:
+            waiting += letter.reports
+        for under, _ in self._failed:
+            if under.boot == boot:
+                waiting += under.items
+        items = [one.item for one in waiting]
+        for unheard in self._unheard:
+            items += unheard.of(boot)
+        return {item.number for item in items if isinstance(item, Report)}
 
     def came(self, boot: str, number: int, read: int) -> None:
         """A letter of this process came, which has read those of this one up to `read`. It will be told."""
@@ -244,13 +263,14 @@ class Post:
             if reports:
                 peer.number += 1
                 peer.unread.append(_Sealed(peer.number, queue, now, reports))
-            peer.said = peer.read
+            if not line:  # a push in it may be one of which a report was read since
+                peer.said = peer.read
             body = encode_letter(
                 self._boot,
                 [_aged(one, now) for one in some],
                 peer.had,
                 peer.number if reports else 0,
-                peer.read,
+                peer.said,
             )
             letters.append(Letter(queue, body))
             inside.append(_Under(boot, peer, peer.number if reports else 0, some))

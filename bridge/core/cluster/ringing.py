@@ -122,7 +122,7 @@ class Ringing:
         """It may listen on another queue by now, and have read its mailboxes before this was stored."""
         if self._unheard.full:
             return  # the user gets the push when they come back
-        self._unheard.add(boot, partial(self._ring_again, boot, ring), number)
+        self._unheard.add(boot, ring, partial(self._ring_again, boot, ring), number)
         if not ring.delivered:
             position, rings = self._missed.get(ring.user, _Missed(ring.position, 0))
             self._missed[ring.user] = _Missed(min(position, ring.position), rings + 1)

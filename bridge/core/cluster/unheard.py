@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
+from bridge.core.contract.letters import Item
+
 UNHEARD_MAX: Final = 100_000
 """Reports, and rings, that are kept to be said again."""
 AT_ONCE: Final = 500
@@ -19,6 +21,7 @@ AT_ONCE: Final = 500
 class _Unsaid(NamedTuple):
     number: int
     """In the order in which they were said first."""
+    item: Item
     say: Callable[[int], None]
 
 
@@ -48,20 +51,24 @@ class Unheard:
         """The processes that have not heard something."""
         return list(self._lines)
 
-    def add(self, boot: str, say: Callable[[int], None], number: int) -> None:
+    def of(self, boot: str) -> Sequence[Item]:
+        """What the process with this boot has not heard."""
+        return [one.item for one in self._lines.get(boot, ())]
+
+    def add(self, boot: str, item: Item, say: Callable[[int], None], number: int) -> None:
         """The process with this boot has not heard this. `say` says it again, and is given the number that it is to
         come back with if that fails, too; 0: it has none yet."""
         if not number:
             self._last += 1
             number = self._last
-        heappush(self._lines.setdefault(boot, []), _Unsaid(number, say))
+        heappush(self._lines.setdefault(boot, []), _Unsaid(number, item, say))
         self._size += 1
 
     def say_some(self, boot: str) -> None:
         """Say the oldest again."""
         for _ in range(min(AT_ONCE, len(self._lines.get(boot, ())))):
-            number, say = self._next(boot)
-            say(number)
+            one = self._next(boot)
+            one.say(one.number)
 
     def drop_oldest(self, boot: str) -> None:
         """Forget the oldest one, of this process if it has any."""

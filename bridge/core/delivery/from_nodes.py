@@ -71,7 +71,6 @@ class FromNodes:
             letter = decode_letter(body)
             sender = self._neighbours.of_boot(letter.boot)
             node = letter.boot if sender is None else sender.node
-            self._post.came(letter.boot, letter.number, letter.read)
             if letter.had:
                 self._forwards.had(letter.boot, letter.had)
             for item in letter.items:
@@ -87,12 +86,15 @@ class FromNodes:
                     self._saying.told(item)
                 else:
                     self._recall(item)
+            # What the other has read is looked up where it sends a push again.
+            self._post.came(letter.boot, letter.number, letter.read)
         except Exception as error:  # it must cost this letter only, and not the connection
             self._errors.handle(error, "nodes.letter", {"bytes": len(body)})
         self._hosting.flush()
 
     def every_second(self) -> None:
-        """Called each second: say again what other nodes have not heard."""
+        """Called each second: send again what was lost with a queue, and say again what was not heard."""
+        self._forwards.every_second()
         self._post.every_second()
 
     def _rung(self, ring: Ring) -> None:
