@@ -122,6 +122,7 @@ def _sharing(at: Workplace) -> Sequence[Task]:
         Task("letters", core.cluster.post.run),
         Task("forwards", core.router.run),
         Task("rings", core.cluster.ringing.run),
+        Task("recalls", core.heard_recalls.run),
         Task("partitions", partial(share_partitions, at), after_start=True),
     )
 

@@ -6,6 +6,8 @@ floors: what is in flight, sessions, mailbox, delivery, settlement, control.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.control import Control
 from bridge.core.delivery.announcing import Announcing
@@ -27,6 +29,7 @@ from bridge.core.given import CoreLimits, Ports, connecting_of
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.shares import Shares
 from bridge.core.lanes import Lanes
+from bridge.core.mailbox.heard_recalls import HeardRecalls
 from bridge.core.mailbox.mailbox import Mailbox
 from bridge.core.model.rows import Row
 from bridge.core.sessions.admission import Admission, AdmissionLimits
@@ -125,6 +128,17 @@ class Core:
         self.pages, self.resends, self.mailbox_sweep = mailbox.pages, mailbox.resends, mailbox.sweep
         self.withdrawing, self.last_values = mailbox.withdrawing, mailbox.last_values
         self.recalls = mailbox.recalls
+        self.heard_recalls = HeardRecalls(
+            store=ports.store,
+            persistence=self._persistence("recalls"),
+            inflight=self.inflight,
+            withdrawing=self.withdrawing,
+            last_values=self.last_values,
+            take_back=lambda rows: self.cluster.ringing.recalled(rows),
+            errors=ports.errors,
+            clock=ports.clock,
+            bounds=self.bounds.mailbox,
+        )
 
     def _make_memory(self, id_memory_bytes: int, boot: str) -> None:
         ports = self.ports
@@ -215,7 +229,7 @@ class Core:
             inflight=self.inflight,
             pages=self.pages,
             withdrawing=self.withdrawing,
-            recalls=self.recalls,
+            recalls=self.heard_recalls,
             close=self.presence.close,
             late=self.worklist.late,
             errors=self.ports.errors,
@@ -245,7 +259,7 @@ class Core:
             node=node,
             boot=boot,
             on_stored=self._stored,
-            on_delivered=self.cluster.ringing.delivered,
+            on_delivered=self._delivered,
             on_first_ack=self._first_acked,
             on_written=self._written,
         )
@@ -264,6 +278,11 @@ class Core:
     def _stored(self, row: Row, size: int) -> None:
         self.mailbox_sweep.stored(row.key.user, size)
         self.cluster.ringing.stored(row.key.user, row.position)
+
+    def _delivered(self, row: Row, holders: Sequence[str]) -> None:
+        if not self.cluster.neighbours.alone:
+            self.cluster.ringing.delivered(row, holders)
+            self.heard_recalls.delivered(row)
 
     def begin(self, last_position: int) -> None:
         """The store can be read, and this is the highest position that it has. Kept pushes are read from now on."""
@@ -297,4 +316,5 @@ class Core:
         self.liveness.renew_tokens()
         self.pages.every_second()
         self.from_nodes.every_second()
+        self.heard_recalls.every_second()
         self.remembered.every_second(self.ports.clock.monotonic())

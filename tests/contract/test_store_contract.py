@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import time
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -946,6 +947,27 @@ async def test_a_recall_by_collapse_key_ends_what_is_stored_for_that_user(store:
     assert [(w.row.key.push_id, w.applied) for w in again] == [("d", False)], "what a screen may still show"
     assert await ask(store, seen=0) == ["c", "f"], "no client that resumes is shown what was recalled"
     assert await ask(store) == ["c", "f"]
+
+
+async def test_the_data_of_delivered_rows_is_forgotten_by_their_keys(store: Store, subject: Subject) -> None:
+    acked = partial(kept_row, outcome=Outcome.ACKED, reason=Reason.ACK_FRAME, finished_at=NOON)
+    rows = [
+        kept_row("open"),
+        acked("mine", position=2),
+        acked("mine", position=3, user="v"),
+        acked("others", position=4),
+        row("plain"),
+    ]
+    await store.record(rows)
+    await subject.pass_midnight()
+    keys = [rows[n].key for n in (0, 1, 4)]
+    assert [(w.row.key, w.applied) for w in await store.forget_data(keys)] == [(rows[1].key, True)]
+    assert await ask(store, seen=0) == ["open", "others"]
+    assert await ask(store, user="v", seen=0) == ["mine"]
+    found = {r.key: r for r in await store.find(keys)}
+    assert [found[key].outcome for key in keys] == [Outcome.STORED, Outcome.ACKED, rows[4].outcome]
+    assert [w.applied for w in await store.forget_data(keys)] == [True], "it may be asked again"
+    assert list(await store.forget_data([RowKey("", "unknown", "u")])) == []
 
 
 async def test_the_last_position_is_that_of_the_newest_kept_push(store: Store, subject: Subject) -> None:

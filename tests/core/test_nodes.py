@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -31,7 +32,7 @@ from bridge.core.ports.nodes import Letter, Sent
 from bridge.core.sessions.freshness import FRESH_FOR
 from tests.support.house import House, Peer, kept, to
 from tests.support.town import Town, town
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 
 LIMITS = DeliveryLimits(start_grace=0.0, confirm_timeout=5.0)
 
@@ -57,6 +58,14 @@ async def ticks(*houses: House, seconds: float = 0.1) -> None:
 def ids(peer: Peer) -> list[object]:
     """The pushes that it was sent, in order."""
     return [push["id"] for push in peer.pushes]
+
+
+def withdrawn(peer: Peer) -> list[object]:
+    """The pushes that it was told to withdraw."""
+    frames = [
+        json.loads(frame.payload) for frame in peer.socket.frames if b'"type":"withdraw"' in frame.payload
+    ]
+    return list(dict.fromkeys(frame["id"] for frame in frames))
 
 
 def items(made: Town) -> list[Item]:
@@ -577,6 +586,51 @@ async def test_a_recall_that_comes_late_means_only_what_was_taken_before_it() ->
         peer.client.message('{"type": "ack", "id": "after"}')
         await a.ends("after", Outcome.ACKED, Reason.ACK_FRAME)
         assert a.end("before") == (Outcome.RECALLED, Reason.WITHDRAWN)
+
+
+@pytest.mark.parametrize("recall", [Recall(push_id="p1"), Recall(user="u1", collapse_key="k")])
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_was_proven_when_another_node_recalled_it_loses_its_data_once_it_has_a_row(
+    recall: Recall, late: bool
+) -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        phone, tablet = await online(a, "u1"), await online(b, "u1")
+        await a.push(to("u1", "p0", ttl=60))
+        phone.answer()
+        await a.ends("p0", Outcome.RECEIVED, Reason.PONG)
+        made.store.writing.clear()
+        await a.push(to("u1", "p1", ttl=60, collapse_key="k"))
+        await a.push(to("u1", "p2", ttl=60, collapse_key="other"))
+        phone.answer()
+        await turns()
+        letters: list[Letter] = []
+
+        def hold_back(letter: Letter) -> Sent | None:
+            letters.append(letter)
+            return Sent.DELIVERED if late else None
+
+        made.fate = hold_back
+        recalling = asyncio.create_task(b.core.recalls.recall(recall))
+        await turns()
+        if late:
+            # The other node has looked already, and the row comes before its letter.
+            await until(recalling.done)
+            made.store.writing.set()
+            await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+            made.fate = lambda letter: None
+            for letter in letters:
+                a.core.from_nodes.came(letter.body)
+        made.store.writing.set()
+        await recalling
+        await a.ends("p2", Outcome.RECEIVED, Reason.PONG)
+        await until(lambda: made.store.rows[RowKey("", "p1", "u1")].payload is None)
+        assert made.store.rows[RowKey("", "p2", "u1")].payload is not None
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG), "the trail stays"
+        for peer in (phone, tablet):
+            await until(lambda peer=peer: withdrawn(peer) == ["p1"])  # type: ignore[misc]
+        back = a.connect("u1", last="p0")
+        await until(lambda: back.client.session.replay is None)
+        assert ids(back) == ["p0", "p2"], "and those around it"
 
 
 async def test_a_push_to_a_session_that_has_closed_is_of_its_user_also_where_no_other_node_is_known() -> None:

@@ -35,7 +35,6 @@ _COLUMNS: LiteralString = """
     """
 INNER = frozenset(
     {
-        "forget_data",
         "merge_owed",
         "unpaid",
         "keep_boot",

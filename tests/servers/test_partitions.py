@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 import pytest
@@ -20,6 +21,7 @@ from bridge.adapters.amqp.topology import REQUESTS, DeclareMode, TopologyError, 
 from bridge.app.build import Running
 from bridge.cli.nodes import show_nodes
 from bridge.core.errors import SettingsError
+from bridge.core.model.pushes import Recall
 from tests.support.bridges import (
     bridge,
     endings,
@@ -31,6 +33,7 @@ from tests.support.bridges import (
     token,
 )
 from tests.support.clients import Client, client
+from tests.support.queries import asked
 from tests.support.queues import ENVELOPE
 from tests.support.waiting import until
 
@@ -93,6 +96,36 @@ async def test_all_nodes_take_and_every_user_gets_their_pushes_in_order(vhost: s
         takers = {user: {row["node"] for row in found if row["user_id"] == user} for user in USERS}
         assert all(len(nodes) == 1 for nodes in takers.values()), "a user is one partition's"
         assert set.union(*takers.values()) == {"a", "b"}
+
+
+async def test_what_another_node_recalls_in_the_moment_of_its_proof_loses_its_data(
+    vhost: str, database: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        a, b = [
+            await stack.enter_async_context(bridge(vhost, database, node=name, partitions=PARTITIONS))
+            for name in "ab"
+        ]
+        await shared(a, b)
+        clients = await crowd(stack, a.ws_port)
+
+        async def read_and_recall(user: str, number: int) -> None:
+            frame: dict[str, Any] = {"type": "withdraw"}
+            while frame["type"] == "withdraw":
+                frame = json.loads(await clients[user].read())
+            assert frame["data"] == number
+            await b._node.core.recalls.recall(Recall(push_id=frame["id"]))
+            assert json.loads(await clients[user].read()) == {"type": "withdraw", "id": frame["id"]}
+
+        for number in range(5):
+            await publish(vhost, *(numbered(user, number) for user in USERS))
+            await asyncio.gather(*(read_and_recall(user, number) for user in USERS))
+        found = await final_rows(database, 5 * len(USERS))
+        assert {row["outcome"] for row in found} <= {"received", "recalled"}
+        left = "select count(*) from delivery_log where outcome = 'received' and coalesce(payload, content) is not null"
+        async with asyncio.timeout(10):
+            while await asked(database, left) != [(0,)]:
+                await asyncio.sleep(0.02)
 
 
 async def test_who_joins_and_leaves_gets_and_gives_partitions_and_every_order_is_kept(

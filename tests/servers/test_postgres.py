@@ -297,7 +297,13 @@ async def test_delivered_data_that_a_recall_can_not_forget_yet_is_told(
         for recall, place in ((Recall(push_id="a"), RecallPlace()), (by_key, RecallPlace(position=0))):
             assert [w.applied for w in (await store.recall(recall, place, 9)).written] == [None]
     assert [w.applied for w in (await store.recall(by_key, RecallPlace(position=0), 9)).written] == [False]
-    assert await ask(database, "select payload, content from delivery_log") == [(None, None)]
+    await store.record([kept_row("b", outcome=Outcome.ACKED, reason=Reason.ACK_FRAME, finished_at=NOON)])
+    keys = [RowKey("", push_id, "u") for push_id in "ab"]
+    async with transaction(database) as other:
+        await other.execute("select from delivery_log where push_id = 'b' for update")
+        assert [w.applied for w in await store.forget_data(keys)] == [True, None]
+    assert [w.applied for w in await store.forget_data(keys)] == [True, True]
+    assert await ask(database, "select payload, content from delivery_log") == [(None, None)] * 2
 
 
 async def test_a_recall_by_an_older_bridge_forgets_data_that_rows_share(

@@ -299,7 +299,8 @@ class House:
     @property
     def parts(self) -> tuple[Runs, ...]:
         """What runs in every bridge."""
-        return self.settlement, self.intake, self.core.crowds, self.core.pages, self.core.last_values
+        core = self.core
+        return self.settlement, self.intake, core.crowds, core.pages, core.last_values, core.heard_recalls
 
     @asynccontextmanager
     async def running(self, *parts: Runs) -> AsyncIterator[None]:

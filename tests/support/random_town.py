@@ -149,9 +149,11 @@ class Story:
 
     def deliver(self, letter: Letter) -> Sent:
         to = self.node(letter.queue)
-        if to is None:
-            return Sent.UNREACHABLE
         body = decode_letter(letter.body)
+        forwards = any(isinstance(item, Forwarded) for item in body.items)
+        if to is None:
+            self.lossy = self.lossy or forwards
+            return Sent.UNREACHABLE
         if body.boot == "boot-a":
             for item in body.items:
                 if isinstance(item, Forwarded):
@@ -159,7 +161,7 @@ class Story:
                         self.numbers[number] = item.push_id, user
         fate = self.fates.get(to)
         if fate == "returns":
-            self.lossy = self.lossy or any(isinstance(item, Forwarded) for item in body.items)
+            self.lossy = self.lossy or forwards
             return Sent.UNREACHABLE
         if fate == "loses":
             self.lossy = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bridge.core.errors import RowsRefused
-from bridge.core.model.outcomes import Outcome, Proof
+from bridge.core.model.outcomes import DELIVERED, Outcome, Proof, Reason
 from bridge.core.model.rows import Row, merged
 
 _TIME_MAX = 9e12
@@ -74,6 +74,27 @@ def cancelled(row: Row) -> Row:
         return row
     payload = None if row.expires_at is None else row.payload
     return msgspec.structs.replace(row, fallback_due=None, payload=payload)
+
+
+def forgotten(row: Row) -> Row:
+    """The row when its push is recalled: the data that was kept of a delivered one is gone."""
+    return msgspec.structs.replace(row, payload=None) if is_kept(row) else row
+
+
+def is_kept(row: Row) -> bool:
+    """Whether it was delivered, and its data is kept for who resumes."""
+    return row.outcome in DELIVERED and row.expires_at is not None
+
+
+def died(row: Row, now: float) -> Row:
+    """The row when the boot that had it is dead."""
+    proven = row.proven_at is not None
+    return msgspec.structs.replace(
+        row,
+        outcome=Outcome.RECEIVED if proven else Outcome.UNKNOWN,
+        reason=Reason.NOT_ACKED if proven else Reason.NODE_DIED,
+        finished_at=now,
+    )
 
 
 NO_FALLBACK = frozenset((Outcome.SUPERSEDED, Outcome.RECALLED, Outcome.REJECTED))

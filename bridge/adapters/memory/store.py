@@ -15,7 +15,18 @@ from typing import TypeVar
 import msgspec
 
 from bridge.adapters.memory.fallbacks import FallbackClaims, due_fallbacks, later
-from bridge.adapters.memory.rows import NO_FALLBACK, cancelled, check, kept_bytes, lean, light, updated
+from bridge.adapters.memory.rows import (
+    NO_FALLBACK,
+    cancelled,
+    check,
+    died,
+    forgotten,
+    is_kept,
+    kept_bytes,
+    lean,
+    light,
+    updated,
+)
 from bridge.core.errors import BridgeError
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
@@ -373,7 +384,6 @@ class MemoryStore:
             named = [cancelled(row) if row.final else row for row in named]
         else:
             self._cancel(recall.tenant, recall.user, recall.collapse_key)
-            now = self._clock.time()
             mine = [
                 row
                 for row in self._mailbox(recall.user)
@@ -384,22 +394,23 @@ class MemoryStore:
                 following = RecallPlace(position=-1 if named else 0)
             else:
                 after = [row for row in mine if row.outcome in DELIVERED and row.position > place.position]
-                named = [row for row in after[:limit] if (row.expires_at or 0) > now]
+                named = [row for row in after[:limit] if (row.expires_at or 0) > self._clock.time()]
                 if len(after) > limit:
                     following = RecallPlace(position=after[limit - 1].position)
         stored = [row for row in named if row.outcome is Outcome.STORED]
-        others = [
-            msgspec.structs.replace(row, payload=None)
-            if row.expires_at is not None and row.outcome in DELIVERED
-            else row
-            for row in named
-            if row.outcome is not Outcome.STORED
-        ]
+        others = [forgotten(row) for row in named if row.outcome is not Outcome.STORED]
         for row in others:
             self._put(row)
         ended = self._end(stored, Outcome.RECALLED, Reason.WITHDRAWN)
         written = [Written(row, applied=True) for row in ended]
         return RecallPage([*written, *(Written(light(row), applied=False) for row in others)], following)
+
+    async def forget_data(self, keys: Sequence[RowKey]) -> Sequence[Written]:
+        """See `Store.forget_data`."""
+        rows = [self.rows[row.key] for row in await self.find(keys) if is_kept(row)]
+        for row in rows:
+            self._put(cancelled(forgotten(row)))
+        return [Written(light(row), applied=True) for row in rows]
 
     async def last_position(self) -> int:
         """See `Store.last_position`."""
@@ -470,13 +481,7 @@ class MemoryStore:
             theirs = self.nodes.get(row.node)
             alive = theirs is not None and theirs.boot == row.boot and now - theirs.seen_at < LEASE_SECONDS
             if row.node == node or (steady and not alive):
-                proven = row.proven_at is not None
-                end = msgspec.structs.replace(
-                    row,
-                    outcome=Outcome.RECEIVED if proven else Outcome.UNKNOWN,
-                    reason=Reason.NOT_ACKED if proven else Reason.NODE_DIED,
-                    finished_at=now,
-                )
+                end = died(row, now)
                 self._put(end)
                 ended.append(light(end))
         self._forget()

@@ -28,6 +28,7 @@ from bridge.adapters.postgres.rows import (
     texts,
 )
 from bridge.core.errors import LogTakesNoRows, StoreUnavailable
+from bridge.core.model.outcomes import DELIVERED
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import Difference, DueFallback, LateProof, Reply, Row, RowKey
 from bridge.core.ports.store import (
@@ -72,6 +73,8 @@ _RECALL_DELIVERED: LiteralString = f"""
     select r.place, r.more, (r.log).push_id is not null, r.held, {columns("(r.log)")}
     from recall_delivered(%s, %s, %s, %s, %s) r
     """
+_FORGET_DATA: LiteralString = f"select {columns('f')} from forget_data(%s, %s, %s, %s) f"
+_CANCEL_FALLBACKS: LiteralString = "select count(*) from cancel_fallbacks(%s, %s, %s, %s)"
 _CLAIM: LiteralString = (
     f"select c.routing_key, {columns('(c.log)', data=True)} from claim_fallbacks(%s, %s, %s, %s) c"
 )
@@ -305,6 +308,21 @@ class PostgresStore:
         written = [Written(row_of(r[4:]), None if r[3] else False) for r in records if r[2]]
         more = bool(records) and records[0][1]
         return RecallPage(written, RecallPlace(position=records[0][0]) if more else None)
+
+    async def forget_data(self, keys: Sequence[RowKey]) -> Sequence[Written]:
+        """See `Store.forget_data`."""
+        rows = [
+            row for row in await self.find(keys) if row.outcome in DELIVERED and row.expires_at is not None
+        ]
+        if not rows:
+            return ()
+        days = texts(["" if row.day is None else row.day.isoformat() for row in rows])
+        params = (days, *key_params([row.key for row in rows]))
+        await self._fetch(_CANCEL_FALLBACKS, params, of=self._of_mailboxes)
+        done = {
+            row.key for row in map(row_of, await self._fetch(_FORGET_DATA, params, of=self._of_mailboxes))
+        }
+        return [Written(row, True if row.key in done else None) for row in rows]
 
     async def claim_fallbacks(
         self, node: str, boot: str, limit: int, payload_bytes: int

@@ -10,8 +10,8 @@ from bridge.core.contract.letters import EVERYBODY, Forwarded, Posted, Recalled,
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.saying import Saying
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.mailbox.heard_recalls import HeardRecalls
 from bridge.core.mailbox.pages import Pages
-from bridge.core.mailbox.recalls import Recalls
 from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import LateProof, RowKey
@@ -35,7 +35,7 @@ class FromNodes:
         inflight: InFlight,
         pages: Pages,
         withdrawing: Withdrawing,
-        recalls: Recalls,
+        recalls: HeardRecalls,
         close: Callable[[Session, CloseReason], None],
         late: Callable[[LateProof], None],
         errors: ErrorHandler,
@@ -124,7 +124,7 @@ class FromNodes:
 
     def _recall(self, item: Recalled) -> None:
         recall = Recall(item.tenant, item.push_id, item.user, item.collapse_key)
-        self._recalls.recall_here(recall, item.until)
+        self._recalls.came(recall, item.until)
         self._hosting.recall(recall, item.until)
 
 

@@ -59,9 +59,9 @@ class Recalls:
         clock: Clock,
         bounds: Bounds,
     ) -> None:
-        """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position; `take_back` has
-        them tell the user's sessions of a push that was delivered: nobody there knows of it any more. `scheduled`
-        withdraws what waits for its time, and returns how many pushes that were."""
+        """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position (`HeardRecalls`).
+        `take_back` has them tell the user's sessions of a push that was delivered: nobody there knows of it any more.
+        `scheduled` withdraws what waits for its time, and returns how many pushes that were."""
         self._tell_others = tell_others
         self._take_back = take_back
         self._scheduled = scheduled
@@ -73,18 +73,6 @@ class Recalls:
         self._bounds = bounds.statements
         self._tries = bounds.mailbox.recall_tries
         self._wait = bounds.mailbox.recall_wait
-
-    def recall_here(self, recall: Recall, until: int) -> None:
-        """Another node carries out a recall, and ends the rows: end what is in flight here and was taken up to this
-        position, and tell the sessions here."""
-        now = self._clock.time()
-        if recall.push_id:
-            self._last_values.recalled(PushKey(recall.tenant, recall.push_id))
-        named = [flight for flight in self._named(recall) if flight.position <= until]
-        for flight in named:
-            flight.recalled(now)
-        pushes = dict.fromkeys((flight.key.user, flight.key.push_id) for flight in named)
-        self._withdrawing.withdraw(pushes, recall.tenant)
 
     async def recall(self, recall: Recall) -> Recalled:
         """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent. Other
@@ -145,7 +133,7 @@ class Recalls:
         """End what is in flight."""
         now = self._clock.time()
         found = _InTheAir({}, set(), [], [])
-        for flight in self._named(recall):
+        for flight in named_flights(self._inflight, recall):
             found.pushes[flight.key.user, flight.key.push_id] = None
             if flight.parked and flight.kept is not None:
                 continue  # the store ends its row
@@ -157,8 +145,9 @@ class Recalls:
                 found.proven.append(self._inflight.until_settled(flight))
         return found
 
-    def _named(self, recall: Recall) -> Collection[Flight]:
-        """The flights of the pushes that a recall names."""
-        if recall.push_id:
-            return [f for f in self._inflight.of_push(recall.push_id) if f.key.tenant == recall.tenant]
-        return self._inflight.of_collapse_key(recall.tenant, recall.user, recall.collapse_key)
+
+def named_flights(inflight: InFlight, recall: Recall) -> Collection[Flight]:
+    """The flights of the pushes that a recall names."""
+    if recall.push_id:
+        return [f for f in inflight.of_push(recall.push_id) if f.key.tenant == recall.tenant]
+    return inflight.of_collapse_key(recall.tenant, recall.user, recall.collapse_key)

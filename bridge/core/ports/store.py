@@ -255,6 +255,12 @@ class Store(Protocol):
         """
         ...
 
+    async def forget_data(self, keys: Sequence[RowKey]) -> Sequence[Written]:
+        """Delete the kept data of those of these rows that were delivered, as a recall does that names them; their
+        fallbacks are cleared. Others are left as they are, and not returned. `applied` is None for held rows. The
+        caller asks for a thousand keys at most."""
+        ...
+
     # Fallbacks: debts of rows that have a `fallback_due`. It is cleared once nobody needs the fallback: by `record` and
     # `prove_late` with a proof that counts, and by what ends a row as superseded or recalled. A recall, or a newer push
     # with the same collapse key, also clears it in final rows that it names.

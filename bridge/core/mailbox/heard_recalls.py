@@ -1,0 +1,148 @@
+"""Recalls that other nodes carry out: what is in flight here is ended, and what was just proven loses its data.
+
+The node that was asked ends what is stored, and deletes the data of what was delivered. It does not see what has no row
+yet: that is deleted here, once it has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from bridge.core.bounds import MailboxBounds
+from bridge.core.errors import StatementFailed
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.mailbox.last_values import LastValues
+from bridge.core.mailbox.recalls import named_flights
+from bridge.core.mailbox.withdrawing import Withdrawing
+from bridge.core.model.outcomes import DELIVERED
+from bridge.core.model.pushes import PushKey, Recall
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.ports.store import Store, Written
+from bridge.core.settlement.persistence import Persistence
+
+JUST_FOR: Final = 10.0
+"""Seconds for which a proven push is remembered after its first row is committed: by then every letter with a recall
+that did not see the row has come, or never will."""
+JUST_MAX: Final = 10_000
+"""Such pushes that are remembered; over it the oldest are forgotten."""
+KEYS: Final = 1_000
+"""Rows whose data one statement deletes."""
+
+
+class _Just(NamedTuple):
+    """The first row of a kept push is committed, and says that it was delivered."""
+
+    key: RowKey
+    collapse_key: str
+    position: int
+    until: float
+    """Monotonic seconds."""
+
+
+class HeardRecalls:
+    """Carries out here what other nodes recall."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        persistence: Persistence,
+        inflight: InFlight,
+        withdrawing: Withdrawing,
+        last_values: LastValues,
+        take_back: Callable[[Iterable[Row]], None],
+        errors: ErrorHandler,
+        clock: Clock,
+        bounds: MailboxBounds,
+    ) -> None:
+        """For `take_back` see `Recalls`."""
+        self._store = store
+        self._persistence = persistence
+        self._inflight = inflight
+        self._withdrawing = withdrawing
+        self._last_values = last_values
+        self._take_back = take_back
+        self._errors = errors
+        self._clock = clock
+        self._tries = bounds.recall_tries
+        self._wait = bounds.recall_wait
+        self._just: deque[_Just] = deque(maxlen=JUST_MAX)
+        """Oldest first."""
+        self._proven: dict[RowKey, asyncio.Future[None] | None] = {}
+        """What was proven before it was recalled, and what is done when it has its row; None: it has one."""
+        self._wake = asyncio.Event()
+
+    def delivered(self, row: Row) -> None:
+        """The first row of a kept push is committed, and says that it was delivered."""
+        until = self._clock.monotonic() + JUST_FOR
+        self._just.append(_Just(row.key, row.collapse_key, row.position, until))
+
+    def every_second(self) -> None:
+        """Called each second: forget what no letter asks for any more."""
+        now = self._clock.monotonic()
+        while self._just and self._just[0].until <= now:
+            self._just.popleft()
+
+    def came(self, recall: Recall, until: int) -> None:
+        """Another node recalls what was taken up to this position: end what is in flight here, and tell the sessions
+        here. Idempotent."""
+        now = self._clock.time()
+        if recall.push_id:
+            self._last_values.recalled(PushKey(recall.tenant, recall.push_id))
+        keys: dict[RowKey, None] = {}
+        for flight in named_flights(self._inflight, recall):
+            if flight.position <= until:
+                keys[flight.key] = None
+                flight.recalled(now)
+                if flight.outcome in DELIVERED and flight.kept is not None:
+                    self._proven[flight.key] = self._inflight.until_settled(flight)
+        for one in self._just:
+            if one.position <= until and _names(recall, one):
+                keys[one.key] = None
+                self._proven.setdefault(one.key, None)
+        if self._proven:
+            self._wake.set()
+        self._withdrawing.withdraw([(key.user, key.push_id) for key in keys], recall.tenant)
+
+    async def run(self) -> None:
+        """Delete the data of what was proven before it was recalled, once it has a row; until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            proven, self._proven = self._proven, {}
+            if rows := [row for row in proven.values() if row is not None]:
+                await asyncio.wait(rows)
+            await self._delete(list(proven))
+
+    async def _delete(self, keys: Sequence[RowKey]) -> None:
+        for _ in range(self._tries):
+            held: list[RowKey] = []
+            for at in range(0, len(keys), KEYS):
+                some = keys[at : at + KEYS]
+                written = await self._persistence.in_parts(some, self._store.forget_data, self._not_deleted)
+                self._take_back(w.row for w in written if w.applied)
+                held += [w.row.key for w in written if w.applied is None]
+            if not held:
+                return
+            # Somebody else has these rows locked.
+            keys = held
+            await self._clock.sleep(self._wait)
+        error = StatementFailed(f"{len(keys)} rows are locked by another transaction")
+        self._errors.handle(error, "mailbox.recall", {"rows": len(keys)})
+
+    async def _not_deleted(self, key: RowKey, error: StatementFailed) -> Sequence[Written]:
+        self._errors.handle(error, "mailbox.recall", {"push_id": key.push_id})
+        return ()
+
+
+def _names(recall: Recall, one: _Just) -> bool:
+    if recall.tenant != one.key.tenant:
+        return False
+    if recall.push_id:
+        return recall.push_id == one.key.push_id
+    return (recall.user, recall.collapse_key) == (one.key.user, one.collapse_key)
