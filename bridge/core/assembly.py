@@ -31,6 +31,7 @@ from bridge.core.inflight.shares import Shares
 from bridge.core.lanes import Lanes
 from bridge.core.mailbox.heard_recalls import HeardRecalls
 from bridge.core.mailbox.mailbox import Mailbox
+from bridge.core.mailbox.recalls import Recalls
 from bridge.core.model.rows import Row
 from bridge.core.sessions.admission import Admission, AdmissionLimits
 from bridge.core.sessions.freshness import Freshness
@@ -88,6 +89,7 @@ class Core:
         self.moving = Moving(self.hub, self.inflight, self.presence, gate, clock, delivery)
         self._make_memory(limits.id_memory_bytes, boot)
         self._make_taking(delivery)
+        self._make_recalls()
         self._make_from_nodes()
         self._make_settlement(node, boot)
         self.control = Control(
@@ -121,20 +123,32 @@ class Core:
             ),
             gate=self.gate,
             boot=boot,
-            tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
-            take_back=lambda rows: self.cluster.ringing.recalled(rows),
-            scheduled=self.scheduling.recall,
         )
         self.pages, self.resends, self.mailbox_sweep = mailbox.pages, mailbox.resends, mailbox.sweep
         self.withdrawing, self.last_values = mailbox.withdrawing, mailbox.last_values
-        self.recalls = mailbox.recalls
+
+    def _make_recalls(self) -> None:
+        ports, ringing = self.ports, self.cluster.ringing
+        self.recalls = Recalls(
+            store=ports.store,
+            inflight=self.inflight,
+            withdrawing=self.withdrawing,
+            last_values=self.last_values,
+            tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
+            take_back=ringing.recalled,
+            tell_holders=ringing.recalled_in_flight,
+            scheduled=self.scheduling.recall,
+            clock=ports.clock,
+            bounds=self.bounds,
+        )
         self.heard_recalls = HeardRecalls(
             store=ports.store,
             persistence=self._persistence("recalls"),
             inflight=self.inflight,
             withdrawing=self.withdrawing,
             last_values=self.last_values,
-            take_back=lambda rows: self.cluster.ringing.recalled(rows),
+            take_back=ringing.recalled,
+            tell_holders=ringing.recalled_in_flight,
             errors=ports.errors,
             clock=ports.clock,
             bounds=self.bounds.mailbox,
@@ -260,6 +274,7 @@ class Core:
             boot=boot,
             on_stored=self._stored,
             on_delivered=self._delivered,
+            on_recalled=self.heard_recalls.carried_out,
             on_first_ack=self._first_acked,
             on_written=self._written,
         )
@@ -279,10 +294,11 @@ class Core:
         self.mailbox_sweep.stored(row.key.user, size)
         self.cluster.ringing.stored(row.key.user, row.position)
 
-    def _delivered(self, row: Row, holders: Sequence[str]) -> None:
+    def _delivered(self, row: Row, holders: Sequence[str], missed: bool) -> None:
         if not self.cluster.neighbours.alone:
-            self.cluster.ringing.delivered(row, holders)
             self.heard_recalls.delivered(row)
+            if missed:
+                self.cluster.ringing.delivered(row, holders)
 
     def begin(self, last_position: int) -> None:
         """The store can be read, and this is the highest position that it has. Kept pushes are read from now on."""

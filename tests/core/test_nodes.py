@@ -581,11 +581,51 @@ async def test_a_recall_that_comes_late_means_only_what_was_taken_before_it() ->
         await until(lambda: ids(peer) == ["before", "after"])
         for letter in held_back:
             b.core.from_nodes.came(letter.body)
-        withdrawn = [frame for frame in peer.socket.frames if b"withdraw" in frame.payload]
-        assert [b"before" in frame.payload for frame in withdrawn] == [True]
+        assert withdrawn(peer) == ["before"]
         peer.client.message('{"type": "ack", "id": "after"}')
         await a.ends("after", Outcome.ACKED, Reason.ACK_FRAME)
         assert a.end("before") == (Outcome.RECALLED, Reason.WITHDRAWN)
+
+
+async def test_a_screen_loses_a_push_that_is_recalled_while_its_proof_is_on_the_way_to_its_owner() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        proofs: list[Letter] = []
+
+        def hold_back(letter: Letter) -> Sent | None:
+            if letter.queue != a_queue:
+                return None
+            proofs.append(letter)
+            return Sent.DELIVERED
+
+        a_queue = next(queue for queue, house in made.houses.items() if house is a)
+        made.fate = hold_back
+        peer.answer()
+        await until(lambda: bool(proofs))
+        await a.core.recalls.recall(Recall(push_id="p1"))
+        await until(lambda: withdrawn(peer) == ["p1"])
+        for letter in proofs:
+            a.core.from_nodes.came(letter.body)
+        assert a.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
+
+
+async def test_a_screen_loses_what_another_node_recalled_in_the_log_before_its_letter_comes() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        here, there = await online(a, "u1"), await online(b, "u1")
+        await a.push(to("u1", "p1", ttl=60))
+        await until(lambda: ids(here) == ids(there) == ["p1"])
+        await ticks(a, b, seconds=LIMITS.confirm_timeout)
+        await a.ends("p1", Outcome.STORED, Reason.NO_PROOF)
+        made.fate = lambda letter: Sent.UNSURE
+        recalling = asyncio.create_task(b.core.recalls.recall(Recall(push_id="p1")))
+        await until(lambda: recalling.done() and not b.core.cluster.post.busy)
+        made.fate = lambda letter: None
+        assert withdrawn(here) == []
+        here.answer()
+        await until(lambda: withdrawn(here) == withdrawn(there) == ["p1"])
+        assert a.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
 
 
 @pytest.mark.parametrize("recall", [Recall(push_id="p1"), Recall(user="u1", collapse_key="k")])

@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Any
 
 import aiohttp
 import pytest
@@ -109,13 +108,19 @@ async def test_what_another_node_recalls_in_the_moment_of_its_proof_loses_its_da
         await shared(a, b)
         clients = await crowd(stack, a.ws_port)
 
+        async def frame_of(user: str, kind: str, number: int) -> None:
+            """Others may come again meanwhile."""
+            wanted = (kind, f"{user}-{number}")
+            while (frame := json.loads(await clients[user].read())) and (
+                frame["type"],
+                frame["id"],
+            ) != wanted:
+                pass
+
         async def read_and_recall(user: str, number: int) -> None:
-            frame: dict[str, Any] = {"type": "withdraw"}
-            while frame["type"] == "withdraw":
-                frame = json.loads(await clients[user].read())
-            assert frame["data"] == number
-            await b._node.core.recalls.recall(Recall(push_id=frame["id"]))
-            assert json.loads(await clients[user].read()) == {"type": "withdraw", "id": frame["id"]}
+            await frame_of(user, "push", number)
+            await b._node.core.recalls.recall(Recall(push_id=f"{user}-{number}"))
+            await frame_of(user, "withdraw", number)
 
         for number in range(5):
             await publish(vhost, *(numbered(user, number) for user in USERS))

@@ -16,6 +16,7 @@ from bridge.core.cluster.post import Post
 from bridge.core.cluster.unheard import Unheard
 from bridge.core.contract.letters import Ring
 from bridge.core.errors import StatementFailed
+from bridge.core.inflight.flight import Flight
 from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Directory, Sent
@@ -109,6 +110,12 @@ class Ringing:
         """Delivered pushes were recalled."""
         for row in rows:
             self.taken_back(row)
+
+    def recalled_in_flight(self, flight: Flight) -> None:
+        """A recall names a push in flight. Who has it may have proven it, and know of it no more."""
+        key = flight.key
+        for boot in flight.holders:
+            self._ring(boot, Ring(key.user, flight.position, True, key.push_id, key.tenant))
 
     def ring(self, user: str, position: int, boots: Sequence[str], *, delivered: bool = False) -> None:
         """Ring a user at these processes."""

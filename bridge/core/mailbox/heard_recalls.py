@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from bridge.core.bounds import MailboxBounds
 from bridge.core.errors import StatementFailed
+from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.last_values import LastValues
 from bridge.core.mailbox.recalls import named_flights
@@ -26,7 +27,7 @@ from bridge.core.ports.store import Store, Written
 from bridge.core.settlement.persistence import Persistence
 
 JUST_FOR: Final = 10.0
-"""Seconds for which a proven push is remembered after its first row is committed: by then every letter with a recall
+"""Seconds for which a proven push is remembered after its row is committed: by then every letter with a recall
 that did not see the row has come, or never will."""
 JUST_MAX: Final = 10_000
 """Such pushes that are remembered; over it the oldest are forgotten."""
@@ -35,7 +36,7 @@ KEYS: Final = 1_000
 
 
 class _Just(NamedTuple):
-    """The first row of a kept push is committed, and says that it was delivered."""
+    """The row of a kept push is committed, and says that it was delivered."""
 
     key: RowKey
     collapse_key: str
@@ -56,17 +57,19 @@ class HeardRecalls:
         withdrawing: Withdrawing,
         last_values: LastValues,
         take_back: Callable[[Iterable[Row]], None],
+        tell_holders: Callable[[Flight], None],
         errors: ErrorHandler,
         clock: Clock,
         bounds: MailboxBounds,
     ) -> None:
-        """For `take_back` see `Recalls`."""
+        """For `take_back` and `tell_holders` see `Recalls`."""
         self._store = store
         self._persistence = persistence
         self._inflight = inflight
         self._withdrawing = withdrawing
         self._last_values = last_values
         self._take_back = take_back
+        self._tell_holders = tell_holders
         self._errors = errors
         self._clock = clock
         self._tries = bounds.recall_tries
@@ -78,7 +81,7 @@ class HeardRecalls:
         self._wake = asyncio.Event()
 
     def delivered(self, row: Row) -> None:
-        """The first row of a kept push is committed, and says that it was delivered."""
+        """The row of a kept push is committed, and says that it was delivered."""
         until = self._clock.monotonic() + JUST_FOR
         self._just.append(_Just(row.key, row.collapse_key, row.position, until))
 
@@ -98,6 +101,7 @@ class HeardRecalls:
         for flight in named_flights(self._inflight, recall):
             if flight.position <= until:
                 keys[flight.key] = None
+                self._tell_holders(flight)
                 flight.recalled(now)
                 if flight.outcome in DELIVERED and flight.kept is not None:
                     self._proven[flight.key] = self._inflight.until_settled(flight)
@@ -108,6 +112,12 @@ class HeardRecalls:
         if self._proven:
             self._wake.set()
         self._withdrawing.withdraw([(key.user, key.push_id) for key in keys], recall.tenant)
+
+    def carried_out(self, flight: Flight) -> None:
+        """The row of a push in flight says that another node has recalled it, whose letter has not come yet. When it
+        comes, nobody here knows the push any more."""
+        self._tell_holders(flight)
+        self._withdrawing.withdraw([(flight.key.user, flight.key.push_id)], flight.key.tenant)
 
     async def run(self) -> None:
         """Delete the data of what was proven before it was recalled, once it has a row; until cancelled."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-
 from bridge.core.bounds import Bounds
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.last_values import LastValues
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.mailbox.pages import Pages
-from bridge.core.mailbox.recalls import Recalls
 from bridge.core.mailbox.resends import Resends
 from bridge.core.mailbox.sweep import MailboxSweep
 from bridge.core.mailbox.withdrawing import Withdrawing
-from bridge.core.model.pushes import Recall
-from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.retained import Retained
@@ -44,11 +39,8 @@ class Mailbox:
         outgoing: Outgoing,
         gate: Gate,
         boot: str,
-        tell_others: Callable[[Recall, int], None],
-        take_back: Callable[[Iterable[Row]], None],
-        scheduled: Callable[[Recall], Awaitable[int]],
     ) -> None:
-        """Seconds as in `DeliveryLimits`. For `tell_others` and `scheduled` see `Recalls`."""
+        """Seconds as in `DeliveryLimits`."""
         self.pages = Pages(
             store=store,
             hub=hub,
@@ -75,15 +67,4 @@ class Mailbox:
         writes = Persistence(store, gate, clock, "last values", bounds.statements)
         self.last_values = LastValues(
             retained, persistence=writes, inflight=inflight, pages=self.pages, clock=clock, errors=errors
-        )
-        self.recalls = Recalls(
-            store=store,
-            inflight=inflight,
-            withdrawing=self.withdrawing,
-            last_values=self.last_values,
-            tell_others=tell_others,
-            take_back=take_back,
-            scheduled=scheduled,
-            clock=clock,
-            bounds=bounds,
         )

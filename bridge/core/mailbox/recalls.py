@@ -55,15 +55,18 @@ class Recalls:
         last_values: LastValues,
         tell_others: Callable[[Recall, int], None],
         take_back: Callable[[Iterable[Row]], None],
+        tell_holders: Callable[[Flight], None],
         scheduled: Callable[[Recall], Awaitable[int]],
         clock: Clock,
         bounds: Bounds,
     ) -> None:
         """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position (`HeardRecalls`).
         `take_back` has them tell the user's sessions of a push that was delivered: nobody there knows of it any more.
+        `tell_holders` has those nodes tell them that were forwarded a push in flight.
         `scheduled` withdraws what waits for its time, and returns how many pushes that were."""
         self._tell_others = tell_others
         self._take_back = take_back
+        self._tell_holders = tell_holders
         self._scheduled = scheduled
         self._store = store
         self._inflight = inflight
@@ -135,6 +138,7 @@ class Recalls:
         found = _InTheAir({}, set(), [], [])
         for flight in named_flights(self._inflight, recall):
             found.pushes[flight.key.user, flight.key.push_id] = None
+            self._tell_holders(flight)
             if flight.parked and flight.kept is not None:
                 continue  # the store ends its row
             if flight.recalled(now) is Effect.ENDED:

@@ -23,6 +23,7 @@ from bridge.core.settlement.worklist import Worklist
 
 DAY = 86_400.0
 _ACKED: Final = Outcome.ACKED
+_RECALLED: Final = Outcome.RECALLED
 
 
 class Commits:
@@ -37,14 +38,16 @@ class Commits:
         hooks: Hooks,
         metrics: Metrics,
         on_stored: Callable[[Row, int], None],
-        on_delivered: Callable[[Row, Sequence[str]], None],
+        on_delivered: Callable[[Row, Sequence[str], bool], None],
+        on_recalled: Callable[[Flight], None],
         on_first_ack: Callable[[Row], None],
         on_written: Callable[[str], None],
     ) -> None:
         """`on_stored` is called with each row that says `stored`, and the bytes of its push; `on_delivered` with each
-        row of a kept push that was proven before it had any, or that did not reach a process, and the processes that
-        were forwarded it; `on_first_ack` with each row that says which session was the first device to ack;
-        `on_written` with the user of each committed row, once the flight is settled or stored."""
+        row of a kept push that was proven, the processes that were forwarded it, and whether there may be sessions that
+        nobody has told of it: it had no row before, or did not reach a process; `on_recalled` with each push whose row
+        says that another node has recalled it; `on_first_ack` with each row that says which session was the first
+        device to ack; `on_written` with the user of each committed row, once the flight is settled or stored."""
         self._worklist = worklist
         self._inflight = inflight
         self._payments = payments
@@ -52,6 +55,7 @@ class Commits:
         self._metrics = metrics
         self._on_stored = on_stored
         self._on_delivered = on_delivered
+        self._on_recalled = on_recalled
         self._on_first_ack = on_first_ack
         self._on_written = on_written
 
@@ -71,10 +75,12 @@ class Commits:
             # It became due again during the write. A second write would announce it again, or not find it.
             del self._worklist.flights[key]
         taken_back = outcome is _ACKED and row.first_device
-        missed = first or flight.came_back
-        if missed and flight.kept is not None and outcome in DELIVERED and not taken_back:
-            self._on_delivered(row, flight.holders)
+        if flight.kept is not None and outcome in DELIVERED and not taken_back:
+            self._on_delivered(row, flight.holders, first or flight.came_back)
+        recalled = outcome is _RECALLED and flight.outcome is not _RECALLED
         self._inflight.settled(flight, row)
+        if recalled:
+            self._on_recalled(flight)
         if taken_back and applied:
             self._on_first_ack(row)
         self._on_written(key.user)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bridge.core.bounds import Bounds
+from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.model.rows import Row
 from bridge.core.ports.broker import Acks, DeadLetters, Fallbacks, Receipts
@@ -66,11 +67,12 @@ class Settlement:
         node: str,
         boot: str,
         on_stored: Callable[[Row, int], None],
-        on_delivered: Callable[[Row, Sequence[str]], None],
+        on_delivered: Callable[[Row, Sequence[str], bool], None],
+        on_recalled: Callable[[Flight], None],
         on_first_ack: Callable[[Row], None],
         on_written: Callable[[str], None],
     ) -> None:
-        """For `on_stored`, `on_delivered`, `on_first_ack` and `on_written` see `Commits`."""
+        """For the last five see `Commits`."""
         statements = bounds.statements
         rows = Persistence(ports.store, gate, ports.clock, "rows", statements)
         set_aside = Persistence(ports.store, gate, ports.clock, "rows tried again", statements)
@@ -86,6 +88,7 @@ class Settlement:
             metrics=ports.metrics,
             on_stored=on_stored,
             on_delivered=on_delivered,
+            on_recalled=on_recalled,
             on_first_ack=on_first_ack,
             on_written=on_written,
         )
