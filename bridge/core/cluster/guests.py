@@ -60,9 +60,10 @@ class Guest(Offered):
         """See `Offered`."""
         return self.expires_at is not None and self._best < self.confirm and not self.withdrawn
 
-    def withdraw(self) -> None:
-        """A recall names it."""
-        self._withdrawn = True
+    def withdraw(self) -> bool:
+        """A recall names it. Returns whether one had before."""
+        before, self._withdrawn = self._withdrawn, True
+        return before
 
     def rebound(self, report: Callable[[Word, str, str, bool], None]) -> None:
         """It has another owner, who is told what was proven by now."""

@@ -170,11 +170,10 @@ class Hosting:
             guest.withdraw()
         self._withdrawing.withdraw([(guest.key.user, guest.key.push_id) for guest in named], recall.tenant)
 
-    def taken_back(self, key: RowKey) -> None:
-        """It is taken back: it is not sent any more."""
+    def taken_back(self, key: RowKey) -> bool:
+        """It is taken back: it is not sent any more. Returns whether `recall` has told the sessions that have it."""
         guest = self._guests.get(key)
-        if guest is not None:
-            guest.withdraw()
+        return guest is not None and guest.withdraw()
 
     # --- reports ---
 

@@ -115,7 +115,7 @@ class Ringing:
         """A recall names a push in flight. Who has it may have proven it, and know of it no more."""
         key = flight.key
         for boot in flight.holders:
-            self._ring(boot, Ring(key.user, flight.position, True, key.push_id, key.tenant))
+            self._ring(boot, Ring(key.user, flight.position, False, key.push_id, key.tenant))
 
     def ring(self, user: str, position: int, boots: Sequence[str], *, delivered: bool = False) -> None:
         """Ring a user at these processes."""
@@ -130,12 +130,12 @@ class Ringing:
         if self._unheard.full:
             return  # the user gets the push when they come back
         self._unheard.add(boot, ring, partial(self._ring_again, boot, ring), number)
-        if not ring.delivered:
+        if _says_stored(ring):
             position, rings = self._missed.get(ring.user, _Missed(ring.position, 0))
             self._missed[ring.user] = _Missed(min(position, ring.position), rings + 1)
 
     def _ring_again(self, boot: str, ring: Ring, number: int) -> None:
-        if not ring.delivered:
+        if _says_stored(ring):
             position, rings = self._missed.pop(ring.user)
             if rings > 1:
                 self._missed[ring.user] = _Missed(position, rings - 1)
@@ -175,6 +175,10 @@ class Ringing:
             except StatementFailed as failed:
                 self._errors.handle(failed, "nodes.holders", {"users": len(users)})
                 await self._clock.sleep(TRY_AGAIN)
+
+
+def _says_stored(ring: Ring) -> bool:
+    return not ring.delivered and not ring.push_id
 
 
 def _position(ring: tuple[int, str, Sequence[str], bool]) -> int:

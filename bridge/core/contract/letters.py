@@ -85,7 +85,8 @@ class Ring(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     user: str
     position: int
     delivered: bool = False
-    """Another session has proven it: it is not in the mailbox any more, and only for sessions that have resumed."""
+    """Another session has proven it: it is not in the mailbox any more, and only for sessions that have resumed.
+    Where it is taken back: whether it has a row that says so; if not, a recall names it in flight."""
     push_id: str = ""
     """The push, where it is taken back: it was recalled, or its first ack leaves it to one session. Empty: it is not.
     Bridges of the version before do not send it, and skip it."""

@@ -104,7 +104,8 @@ class FromNodes:
     def _taken_back(self, ring: Ring) -> None:
         """All sessions but the one that keeps it lose this push."""
         key = RowKey(ring.tenant, ring.push_id, ring.user)
-        self._hosting.taken_back(key)
+        if self._hosting.taken_back(key) and not ring.delivered:
+            return
         self._inflight.taken_back(key)
         self._withdrawing.withdraw([(ring.user, ring.push_id)], ring.tenant, but=ring.session)
 
