@@ -7,7 +7,7 @@ either it finds the row, or this look finds the session.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -37,6 +37,12 @@ class _Missed(NamedTuple):
     rings: int
 
 
+class _Proven(NamedTuple):
+    position: int
+    holders: Sequence[str]
+    """The processes that were forwarded it."""
+
+
 class Ringing:
     """Asks for the holders of users whose mailbox has grown, and rings them."""
 
@@ -63,13 +69,15 @@ class Ringing:
         self._clock = clock
         self._grown: dict[str, int] = {}
         """The lowest position that each user may not have heard of."""
-        self._delivered: list[tuple[str, int, Sequence[str]]] = []
-        """Users and positions of kept pushes that were proven before they had a row, and who was forwarded them."""
+        self._delivered: dict[str, list[_Proven]] = {}
+        """Kept pushes that were proven before they had a row, by user."""
         self._unheard = unheard
         self._missed: dict[str, _Missed] = {}
         """By user, without those that are being rung again."""
         self._asking: dict[str, int] = {}
-        """Those of them whose holders are being asked for."""
+        """Those of them whose holders are being asked for,"""
+        self._asking_proven: dict[str, list[_Proven]] = {}
+        """and these, too."""
         self._wake = asyncio.Event()
 
     def stored(self, user: str, position: int) -> None:
@@ -83,7 +91,7 @@ class Ringing:
         """The first row of a kept push is committed, and says that it was delivered. Who has resumed elsewhere since
         its holders were asked for, and was promised everything, lacks it."""
         if self._directory is not None and not self._neighbours.alone:
-            self._delivered.append((row.key.user, row.position, holders))
+            self._delivered.setdefault(row.key.user, []).append(_Proven(row.position, holders))
             self._wake.set()
 
     def lacked(self, user: str, position: int, boot: str) -> None:
@@ -97,6 +105,15 @@ class Ringing:
         if user in self._missed:
             found.append(self._missed[user].position)
         return min(found, default=None)
+
+    def proven(self, user: str, before: int, boots: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+        """What others have proven before this position, and the user is about to be rung for: its position, and those
+        of these processes that were not forwarded it."""
+        for some in (self._asking_proven.get(user, ()), self._delivered.get(user, ())):
+            for position, holders in some:
+                lacking = [boot for boot in boots if boot not in holders]
+                if position < before and lacking:
+                    yield position, lacking
 
     def taken_back(self, row: Row, keeps: str = "") -> None:
         """A delivered push was recalled, or is for the session `keeps` alone, which was the first to ack it: all others
@@ -149,9 +166,9 @@ class Ringing:
             self._wake.clear()
             while self._grown or self._delivered:
                 self._asking = {user: self._grown.pop(user) for user in list(self._grown)[:USERS]}
-                delivered = self._delivered[:USERS]
-                del self._delivered[: len(delivered)]
-                found = await self._holders([*self._asking, *(user for user, _, _ in delivered)])
+                some = list(self._delivered)[:USERS]
+                self._asking_proven = {user: self._delivered.pop(user) for user in some}
+                found = await self._holders([*self._asking, *self._asking_proven])
                 # Who is rung reads what is stored, and must have been sent what was taken before.
                 await self._routed()
                 # Also of older pushes that nobody has heard of: they are shown first.
@@ -159,10 +176,11 @@ class Ringing:
                     (self.due(user) or position, user, found.get(user, ()), False)
                     for user, position in self._asking.items()
                 ]
-                self._asking = {}
-                for user, position, holders in delivered:
-                    new = [boot for boot in found.get(user, ()) if boot not in holders]
-                    rings.append((position, user, new, True))
+                for user, of_user in self._asking_proven.items():
+                    for position, holders in of_user:
+                        new = [boot for boot in found.get(user, ()) if boot not in holders]
+                        rings.append((position, user, new, True))
+                self._asking, self._asking_proven = {}, {}
                 for position, user, boots, proven in sorted(rings, key=_position):
                     self.ring(user, position, boots, delivered=proven)
 

@@ -321,6 +321,9 @@ class Router:
         if rung_from is not None and rung_from < flight.position:
             self._forwards.flush()
             self._ringing.ring(user, rung_from, boots)
+        for position, lacking in self._ringing.proven(user, flight.position, boots):
+            self._forwards.flush()
+            self._ringing.ring(user, position, lacking, delivered=True)
         if not offered:
             _less(self._unrouted, user)
         if guessed is None:

@@ -8,6 +8,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from bridge.core.inflight.flight import Flight
+from bridge.core.model.outcomes import DELIVERED
 from bridge.core.model.pushes import PushKey
 from bridge.core.model.rows import RowKey
 
@@ -69,8 +70,8 @@ class _Unwritten:
                 self.look_at(flight)
         while self.unsure and self.unsure[0][0] < before:
             flight = self.unsure[0][2]
-            counts = self.flights.get(flight.key) is flight and not flight.ended
-            if counts and not boots.issubset(flight.holders):
+            counts = not flight.ended or flight.outcome in DELIVERED
+            if counts and self.flights.get(flight.key) is flight and not boots.issubset(flight.holders):
                 return True
             heappop(self.unsure)
         return False
@@ -234,7 +235,8 @@ class Index:
         return of_user.ask_for(until) if of_user is not None else ()
 
     def is_lacked(self, user: str, before: int, boots: frozenset[str]) -> bool:
-        """Whether one of them before this position has not ended, and was not forwarded to all of these processes."""
+        """Whether one of them before this position is not proven, or was a moment ago, and was not forwarded to all of
+        these processes."""
         of_user = self._unwritten.get(user)
         return of_user is not None and bool(boots) and of_user.is_lacked(before, boots)
 

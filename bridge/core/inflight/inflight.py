@@ -222,8 +222,8 @@ class InFlight:
     # --- rows ---
 
     def older_lacks(self, flight: Flight, boots: Collection[str]) -> bool:
-        """Whether its user has an older push that has a ttl and no row yet, has not ended, and was not forwarded to all
-        of these processes."""
+        """Whether its user has an older push that has a ttl and no row yet, is not proven, or was a moment ago, and was
+        not forwarded to all of these processes."""
         return self._index.is_lacked(flight.key.user, flight.position, frozenset(boots))
 
     def write_unwritten(self, user: str, until: int) -> bool:

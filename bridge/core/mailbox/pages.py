@@ -313,6 +313,8 @@ class Pages:
                 self._postponed[session] = self._clock.monotonic() + OTHERS_EVERY
             elif replay.rung is not None:
                 self.rounds.read_again(session, replay)
+            elif self.rounds.goes_on(session, replay):
+                pass
             elif replay.awaits:
                 replay.asked = replay.parked = True
             elif self._released(session) and session.end_replay(self._inflight.take_position()):

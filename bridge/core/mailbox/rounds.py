@@ -84,15 +84,30 @@ class Rounds:
 
     def show_next(self, session: Session) -> None:
         """Begin the round for the next push that others have proven, if there is one. The session is LIVE."""
+        position = self._next_unshown(session)
+        if position is not None:
+            replay = Replay(after=position - 1, until=position, seen=position - 1, again=True)
+            replay.exact = True
+            self._begin(session, replay)
+
+    def goes_on(self, session: Session, replay: Replay) -> bool:
+        """Whether this replay, whose pages have all come, goes on with the next push that others have proven: before
+        the session is let have what it holds, which is newer."""
+        position = self._next_unshown(session)
+        if position is None:
+            return False
+        replay.after, replay.until, replay.seen = position - 1, position, position - 1
+        replay.again = replay.exact = True
+        return True
+
+    def _next_unshown(self, session: Session) -> int | None:
         unshown = self._unshown.get(session)
         if unshown is None:
-            return
+            return None
         position = unshown.pop(0)
         if not unshown:
             del self._unshown[session]
-        replay = Replay(after=position - 1, until=position, seen=position - 1, again=True)
-        replay.exact = True
-        self._begin(session, replay)
+        return position
 
     def read_again(self, session: Session, replay: Replay) -> None:
         """This replay, whose pages have all come, goes on with what was rung for meanwhile."""
