@@ -175,6 +175,11 @@ TOLD_BEFORE: Final = {
         "answer 899 187, resume 142 757, push_to_all_users 489 1019, halts 256 703, push 555 963, "
         "push_to_all_users 275 984, returns 919 697, wake 702 292, push 6 830, recall 215 998, answer 178 771",
     ),
+    "who resumes at another node is forwarded what is newer than a push that was just proven": (
+        2,
+        "freeze 341 151, open 889 132, push 947 499, answer 417 215, wake 995 67, open 46 142, halts 853 840, "
+        "push 607 355, pause 388 951, resume 886 1003, answer_one 878 820, push 640 289",
+    ),
 }
 """Stories, and the number of nodes, after which something was wrong once."""
 

@@ -140,7 +140,8 @@ def missed(story: Story) -> list[str]:
 
 
 def missed_since(story: Story) -> list[str]:
-    """Who has resumed, and stayed, and was never told otherwise, has been shown all that was delivered since."""
+    """Who has resumed, and stayed, and was never told otherwise, has been shown all that was delivered since, unless a
+    newer one has its collapse key."""
     wrong = []
     rows = story.made.store.rows
     for device in story.stayed:
@@ -159,10 +160,17 @@ def missed_since(story: Story) -> list[str]:
                 and row.outcome in DELIVERED
                 and row.expires_at > story.healed + 16
                 and name not in shown | story.recalled
+                and not replaced(story, key)
                 and "session" not in str(story.pushes[name]["to"])
             ):
                 wrong.append(f"{device.peer.session_id} of {device.user} has resumed and missed {name}")
     return wrong
+
+
+def replaced(story: Story, key: RowKey) -> bool:
+    """Whether a newer push to this user has its collapse key."""
+    names = [n for n, push in story.pushes.items() if "collapse_key" in push and key.user in story.users[n]]
+    return key.push_id in names[:-1]
 
 
 def left_over(story: Story) -> list[str]:
