@@ -12,7 +12,7 @@ from bridge.core.contract import jsontext
 from bridge.core.contract.fields import Id, has_no_controls, is_id, kind
 from bridge.core.contract.frames import Ref
 from bridge.core.contract.jsontext import BAD_JSON
-from bridge.core.contract.patterns import name_problem
+from bridge.core.contract.patterns import id_problem, name_problem
 from bridge.core.contract.routing_keys import KEY_BYTES_MAX
 
 
@@ -120,6 +120,8 @@ def parse_client(data: str | bytes) -> ClientFrame:
     ref = given if _is_ref(given) else None
     if given is not None and ref is None:
         return BadFrame(f"ref: expected an id or an integer, got {kind(given)}", None)
+    if frame.type is _NULL:
+        return BadFrame("type: this field is required", ref)
     what = _value(frame.type)
     if not isinstance(what, str):
         return BadFrame(f"type: expected a string, got {kind(what)}", ref)
@@ -135,10 +137,13 @@ def _value(text: Raw) -> object:
 
 def _wrong_ack(frame: _Frame, ref: Ref) -> ClientFrame:
     """An ack that `_ack` could not read."""
-    push_id = _value(frame.id)
-    if isinstance(push_id, str) and is_id(push_id):
-        return BadFrame(f"tenant: expected that of the push, got {kind(_value(frame.tenant))}", ref)
-    return BadFrame(f"id: expected the id of a push, got {kind(push_id)}", ref)
+    if frame.id is _NULL:
+        return BadFrame("id: this field is required", ref)
+    problem = id_problem(_value(frame.id), "the id of a push")
+    if problem:
+        return BadFrame(f"id: {problem}", ref)
+    problem = id_problem(_value(frame.tenant), "that of the push")
+    return BadFrame(f"tenant: {problem}", ref)
 
 
 def _late_auth(frame: _Frame, ref: Ref) -> ClientFrame:
@@ -146,6 +151,8 @@ def _late_auth(frame: _Frame, ref: Ref) -> ClientFrame:
 
 
 def _refresh(frame: _Frame, ref: Ref) -> ClientFrame:
+    if frame.token is _NULL:
+        return BadFrame("token: this field is required", ref)
     token = _value(frame.token)
     if isinstance(token, str):
         return RefreshFrame(token.strip(), ref)
@@ -153,6 +160,8 @@ def _refresh(frame: _Frame, ref: Ref) -> ClientFrame:
 
 
 def _publish(frame: _Frame, ref: Ref) -> ClientFrame:
+    if frame.event is _NULL:
+        return BadFrame("event: this field is required", ref)
     event, topic = _value(frame.event), _value(frame.topic)
     problem = name_problem(event)
     if problem:
@@ -178,6 +187,8 @@ def _unsubscribe(frame: _Frame, ref: Ref) -> ClientFrame:
 
 
 def _of_topic(frame: _Frame, ref: Ref, of: type[SubscribeFrame] | type[UnsubscribeFrame]) -> ClientFrame:
+    if frame.topic is _NULL:
+        return BadFrame("topic: this field is required", ref)
     topic = _value(frame.topic)
     problem = name_problem(topic)
     if problem or not isinstance(topic, str):

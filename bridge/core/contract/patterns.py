@@ -47,12 +47,12 @@ NOTHING_CLAIMED: Final = Claimed()
 
 def name_problem(value: object) -> str:
     """What is wrong with this as the name of a topic or an event, for people; empty where nothing is."""
-    return _id_problem(value, _NAME) or _words_problem(str(value).split("."), _NAME)
+    return id_problem(value, _NAME) or _words_problem(str(value).split("."), _NAME)
 
 
 def pattern_problem(value: object) -> str:
     """What is wrong with this as a pattern, for people; empty where nothing is."""
-    problem = _id_problem(value, _PATTERN)
+    problem = id_problem(value, _PATTERN)
     if problem:
         return problem
     *before, last = str(value).split(".")
@@ -109,7 +109,8 @@ def _listed(said: Mapping[str, object], claim: str, *, patterns: bool) -> tuple[
     return tuple(dict.fromkeys(given))
 
 
-def _id_problem(value: object, expected: str) -> str:
+def id_problem(value: object, expected: str) -> str:
+    """What is wrong with this as an id, for people; empty where nothing is."""
     if not isinstance(value, str):
         return f"expected {expected}, got {kind(value)}"
     if is_id(value):
