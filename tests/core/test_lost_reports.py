@@ -11,7 +11,7 @@ from bridge.core.contract.letters import Report, decode_letter
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
 from bridge.core.ports.nodes import Letter, Sent
-from tests.core.test_nodes import LIMITS, forwarded, held, ids, online, ticks
+from tests.core.test_nodes import LIMITS, forwarded, held, ids, online, ticks, withdrawn
 from tests.support.house import House, kept, to
 from tests.support.town import Town, town
 from tests.support.waiting import until
@@ -178,3 +178,27 @@ async def test_for_a_node_that_never_says_what_it_has_read_reports_are_kept_for_
         await ticks(b, seconds=1.0)
         b.core.every_second()
         assert not unread(b)
+
+
+@pytest.mark.parametrize("proven", [False, True])
+async def test_a_recall_that_is_lost_with_a_queue_is_said_again(proven: bool) -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(a, "u1")
+        await a.push(to("u1", "p1", ttl=60))
+        await until(lambda: ids(peer) == ["p1"])
+        if proven:
+            peer.answer()
+            await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+        else:
+            await ticks(a, b, seconds=LIMITS.confirm_timeout)
+            await a.ends("p1", Outcome.STORED, Reason.NO_PROOF)
+        made.fate = lambda letter: Sent.DELIVERED  # it was confirmed, and will not be read
+        recalling = asyncio.create_task(b.core.recalls.recall(Recall(push_id="p1")))
+        await until(lambda: recalling.done() and not b.core.cluster.post.busy)
+        made.fate = lambda letter: None
+        assert withdrawn(peer) == []
+        await made.moves("a")
+        b.core.every_second()
+        await until(lambda: withdrawn(peer) == ["p1"])
+        a.core.every_second()
+        await until(lambda: not unread(b))

@@ -628,6 +628,49 @@ async def test_a_screen_loses_what_another_node_recalled_in_the_log_before_its_l
         assert a.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
 
 
+@pytest.mark.parametrize("recall", [Recall(push_id="before"), Recall(user="u1", collapse_key="k")])
+@pytest.mark.parametrize("lost", [Sent.UNREACHABLE, Sent.UNSURE])
+async def test_a_recall_that_a_node_has_not_heard_is_said_again_and_takes_the_push_off_its_screens(
+    recall: Recall, lost: Sent
+) -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        here = await online(a, "u1")
+        await a.push(to("u1", "before", collapse_key="k", ttl=60, confirm="acked"))
+        await until(lambda: ids(here) == ["before"])
+        here.answer()
+        await ticks(a, b, seconds=LIMITS.confirm_timeout)
+        made.fate = lambda letter: lost  # one of the two is cut off from the broker
+        recalling = asyncio.create_task(b.core.recalls.recall(recall))
+        await until(lambda: recalling.done() and not b.core.cluster.post.busy)
+        assert a.end("before") == (Outcome.RECALLED, Reason.WITHDRAWN)
+        assert withdrawn(here) == []
+        await ticks(a, b)
+        await a.push(to("u1", "after", collapse_key="k", ttl=60, confirm="acked"))
+        b.core.every_second()
+        await until(lambda: not b.core.cluster.post.busy)
+        made.fate = lambda letter: None
+        b.core.every_second()
+        await until(lambda: withdrawn(here) == ["before"])
+        here.client.message('{"type": "ack", "id": "after"}')
+        await a.ends("after", Outcome.ACKED, Reason.ACK_FRAME)
+
+
+async def test_recalls_over_the_bound_are_given_up_and_a_dead_node_is_told_of_none() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [_, b]):
+        unheard = b.core.cluster.unheard_recalls
+        unheard._most = 3
+        made.fate = lambda letter: Sent.UNREACHABLE
+        for number in range(5):
+            await b.core.recalls.recall(Recall(push_id=f"p{number}"))
+        await until(lambda: not b.core.cluster.post.busy)
+        said = [item.push_id for item in unheard.of("boot-a") if isinstance(item, Recalled)]
+        assert said == ["p0", "p1", "p2"]
+        b.core.cluster.neighbours._others.clear()
+        b.core.every_second()
+        await turns()
+        assert len(unheard) == 0
+
+
 @pytest.mark.parametrize("recall", [Recall(push_id="p1"), Recall(user="u1", collapse_key="k")])
 @pytest.mark.parametrize("late", [False, True])
 async def test_what_was_proven_when_another_node_recalled_it_loses_its_data_once_it_has_a_row(

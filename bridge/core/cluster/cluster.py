@@ -35,8 +35,8 @@ class Cluster:
         self.directory = directory
         self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
         self.lately = Lately(self.neighbours)
-        self.unheard_reports, unheard_rings = Unheard(), Unheard()
-        unheard = (self.unheard_reports, unheard_rings)
+        self.unheard_reports, self.unheard_recalls, unheard_rings = Unheard(), Unheard(), Unheard()
+        unheard = (self.unheard_reports, unheard_rings, self.unheard_recalls)
         self.post = Post(post, self.neighbours, metrics, clock, boot, unheard)
         self.ringing = Ringing(
             directory,

@@ -1,8 +1,8 @@
 """Send items to other nodes: one letter for all that waits for a node, in the order in which it came.
 
 While many items are on their way, others collect for the next letter. What is in no hurry waits a moment for something
-that is. Reports are kept until their reader says that it has read them: a queue ends with its connection, and what is
-in it too.
+that is. Reports, and what takes pushes back, are kept until their reader says that it has read them: a queue ends with
+its connection, and what is in it too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.cluster.unheard import Unheard
-from bridge.core.contract.letters import Forwarded, Item, Report, encode_letter
+from bridge.core.contract.letters import Forwarded, Item, Recalled, Report, Ring, encode_letter
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Letter, NodePost, Sent
 from bridge.core.ports.plugins import Metrics
@@ -30,7 +30,7 @@ for no other, and many go together."""
 LINGER: Final = 0.005
 """Seconds at most for which an item that is in no hurry waits for others."""
 UNREAD_MAX: Final = 200
-"""Letters with reports that are kept for a process which has not read them; over it the oldest are forgotten,"""
+"""Letters that are kept for a process which has not read them; over it the oldest are forgotten,"""
 UNREAD_FOR: Final = 10.0
 """and after so many seconds those for a process that never says what it has read, as bridges of the version before."""
 
@@ -43,13 +43,14 @@ class _Waiting(NamedTuple):
 
 
 class _Sealed(NamedTuple):
-    """A letter with reports."""
+    """A letter that must be read."""
 
     number: int
     queue: str
     at: float
     """Monotonic seconds."""
-    reports: Sequence[_Waiting]
+    kept: Sequence[_Waiting]
+    """What is said again if it was lost."""
 
 
 class _Peer:
@@ -61,9 +62,9 @@ class _Peer:
         self.had = 0
         """The number of the last push that came from it."""
         self.number = 0
-        """Of the last letter with reports to it."""
+        """Of the last letter to it that must be read."""
         self.read = 0
-        """The number of the last letter with reports that came from it,"""
+        """The number of the last such letter that came from it,"""
         self.said = 0
         """and up to which it was told so."""
         self.says = False
@@ -71,7 +72,7 @@ class _Peer:
         self.under_way = 0
         """Items in letters that are not confirmed."""
         self.unread: deque[_Sealed] = deque(maxlen=UNREAD_MAX)
-        """Letters with reports that it has not said to have read."""
+        """Such letters that it has not said to have read."""
 
 
 class _Under(NamedTuple):
@@ -141,7 +142,7 @@ class Post:
         will be said again."""
         waiting = [*self._waiting.get(boot, ())]
         for letter in self._peer(boot).unread:
-            waiting += letter.reports
+            waiting += letter.kept
         for under, _ in self._failed:
             if under.boot == boot:
                 waiting += under.items
@@ -168,7 +169,7 @@ class Post:
             gone = self._neighbours.of_boot(boot) is None
             queue = self.queue_of(boot)
             while queue and peer.unread and peer.unread[0].queue != queue:
-                _tell(peer.unread.popleft().reports, Sent.UNSURE)
+                _tell(peer.unread.popleft().kept, Sent.UNSURE)
             while peer.unread and not peer.says and peer.unread[0].at <= give_up:
                 peer.unread.popleft()
             if gone:
@@ -259,21 +260,21 @@ class Post:
             if not queue:
                 self._has_failed(_Under(boot, peer, 0, some), Sent.UNREACHABLE)
                 continue
-            reports = [one for one in some if isinstance(one.item, Report)]
-            if reports:
+            kept = [one for one in some if _must_be_read(one.item)]
+            if kept:
                 peer.number += 1
-                peer.unread.append(_Sealed(peer.number, queue, now, reports))
+                peer.unread.append(_Sealed(peer.number, queue, now, kept))
             if not line:  # a push in it may be one of which a report was read since
                 peer.said = peer.read
             body = encode_letter(
                 self._boot,
                 [_aged(one, now) for one in some],
                 peer.had,
-                peer.number if reports else 0,
+                peer.number if kept else 0,
                 peer.said,
             )
             letters.append(Letter(queue, body))
-            inside.append(_Under(boot, peer, peer.number if reports else 0, some))
+            inside.append(_Under(boot, peer, peer.number if kept else 0, some))
             peer.under_way += len(some)
             self._metrics.letter(len(some))
         if not letters or self._mail is None:
@@ -314,6 +315,11 @@ def _some(line: deque[_Waiting]) -> list[_Waiting]:
         some.append(one)
         size += len(one.item.data) if isinstance(one.item, Forwarded) else 0
     return some
+
+
+def _must_be_read(item: Item) -> bool:
+    """Pushes are sent again by their number, and who listens on a new queue looks for what is stored."""
+    return isinstance(item, Report | Recalled) or (isinstance(item, Ring) and item.push_id != "")
 
 
 def _aged(one: _Waiting, now: float) -> Item:

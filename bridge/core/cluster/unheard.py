@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from bridge.core.contract.letters import Item
 
 UNHEARD_MAX: Final = 100_000
-"""Reports, and rings, that are kept to be said again."""
+"""Reports, rings or recalls that are kept to be said again."""
 AT_ONCE: Final = 500
 """How many are said to one process in one turn of the loop: about a letter."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.cluster.hosting import Hosting
@@ -62,6 +63,7 @@ class FromNodes:
         self._recalls = recalls
         self._neighbours = cluster.neighbours
         self._post = cluster.post
+        self._unheard = cluster.unheard_recalls
         self._hub = hub
         self._errors = errors
 
@@ -121,13 +123,21 @@ class FromNodes:
         """Have the other nodes carry out a recall of what was taken up to this position."""
         item = Recalled(until, recall.tenant, recall.push_id, recall.user, recall.collapse_key)
         for other in self._neighbours.others:
-            self._post.add(other.boot, item, _nobody_there)
+            self._tell(other.boot, item)
+
+    def _tell(self, boot: str, item: Recalled, number: int = 0) -> None:
+        self._post.add(boot, item, partial(self._not_heard, boot, item, number))
+
+    def _not_heard(self, boot: str, item: Recalled, number: int, sent: Sent) -> None:
+        """Its sessions may be open, and show what is recalled, though one of both nodes is cut off from the broker."""
+        if not self._unheard.full:
+            self._unheard.add(boot, item, partial(self._tell_again, boot, item), number)
+
+    def _tell_again(self, boot: str, item: Recalled, number: int) -> None:
+        if self._neighbours.of_boot(boot) is not None:
+            self._tell(boot, item, number)
 
     def _recall(self, item: Recalled) -> None:
         recall = Recall(item.tenant, item.push_id, item.user, item.collapse_key)
         self._recalls.came(recall, item.until)
         self._hosting.recall(recall, item.until)
-
-
-def _nobody_there(sent: Sent) -> None:
-    """A node that can't be reached gets no pushes either; what it has ends by its deadline."""
