@@ -319,7 +319,9 @@ def _some(line: deque[_Waiting]) -> list[_Waiting]:
 
 def _must_be_read(item: Item) -> bool:
     """Pushes are sent again by their number, and who listens on a new queue looks for what is stored."""
-    return isinstance(item, Report | Recalled) or (isinstance(item, Ring) and item.push_id != "")
+    if isinstance(item, Ring):
+        return item.push_id != ""
+    return isinstance(item, (Report, Recalled))
 
 
 def _aged(one: _Waiting, now: float) -> Item:
