@@ -25,6 +25,8 @@ from bridge.core.contract.letters import (
 )
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
+from bridge.core.mailbox import heard_recalls
+from bridge.core.mailbox.heard_recalls import JUST_FOR
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import RowKey
@@ -714,6 +716,30 @@ async def test_what_was_proven_when_another_node_recalled_it_loses_its_data_once
         back = a.connect("u1", last="p0")
         await until(lambda: back.client.session.replay is None)
         assert ids(back) == ["p0", "p2"], "and those around it"
+
+
+async def test_what_was_just_proven_is_found_by_what_a_recall_names_and_forgotten_when_it_is_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heard_recalls, "JUST_MAX", 4)
+    async with town("a", "b", limits=LIMITS) as (made, [a, _]):
+        phone = await online(a, "u1")
+        for n in range(6):
+            await a.push(to("u1", f"p{n}", ttl=60, collapse_key=f"k{n % 5}"))
+            phone.answer()
+            await a.ends(f"p{n}", Outcome.RECEIVED, Reason.PONG)
+        heard = a.core.heard_recalls
+        assert {name[-1] for name in heard._just_named} == {"p2", "p3", "p4", "p5", "k2", "k3", "k4", "k0"}
+        until_now = a.inflight.take_position()
+        heard.came(Recall(user="u1", collapse_key="k0"), until_now)
+        heard.came(Recall(user="u1", collapse_key="k1"), until_now)
+        heard.came(Recall(push_id="p3"), until_now)
+        kept_data = {"p0", "p1", "p2", "p4"}
+        await until(lambda: {k.push_id for k, r in made.store.rows.items() if r.payload} == kept_data)
+        assert withdrawn(phone) == ["p5", "p3"]
+        a.clock.advance(JUST_FOR)
+        heard.every_second()
+        assert (len(heard._just), heard._just_named) == (0, {})
 
 
 async def test_a_push_to_a_session_that_has_closed_is_of_its_user_also_where_no_other_node_is_known() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -63,8 +63,9 @@ class Hosting:
         self._guests = Guests()
         self._unheard = cluster.unheard_reports
         self._touched: set[Session] = set()
-        self._unread: Set[int] | None = None
-        """The pushes whose reports the process may not have read whose letter is looked at; None: not looked up yet."""
+        self._unread: dict[str, set[int]] = {}
+        """By process, the pushes whose reports it may not have read, and that were reported since: looked up where it
+        sends a push again, and forgotten each second. What it sends again may be in hundreds of letters."""
 
     def offer(self, boot: str, forwarded: Forwarded) -> None:
         """Offer a push to the sessions of its users. It is handed over by `flush`."""
@@ -153,13 +154,17 @@ class Hosting:
 
     def _has_ended(self, boot: str, number: int) -> bool:
         """Whether a push that its owner sends again has ended here, and the owner is yet to read how."""
-        if self._unread is None:
-            self._unread = self._post.unread(boot)
-        return number in self._unread
+        unread = self._unread.get(boot)
+        if unread is None:
+            unread = self._unread[boot] = self._post.unread(boot)
+        return number in unread
+
+    def every_second(self) -> None:
+        """Called each second: look up again what is unread."""
+        self._unread.clear()
 
     def flush(self) -> None:
         """Hand over what was offered by one letter."""
-        self._unread = None
         self._pages.flush_all(self._touched)
         self._touched.clear()
 
@@ -178,6 +183,8 @@ class Hosting:
     # --- reports ---
 
     def _report(self, one: _Said, number: int = 0, *, soon: bool = True) -> None:
+        if one.boot in self._unread:
+            self._unread[one.boot].add(one.report.number)
         self._post.add(one.boot, one.report, partial(self._not_heard, one, number), soon=soon)
 
     def _not_heard(self, one: _Said, number: int, sent: Sent) -> None:

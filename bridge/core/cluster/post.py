@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -21,7 +21,7 @@ from bridge.core.ports.nodes import Letter, NodePost, Sent
 from bridge.core.ports.plugins import Metrics
 
 ITEMS: Final = 500
-"""Items in one letter,"""
+"""Items in one letter, a push once for each of its users: who reads it offers them all in one turn of the loop,"""
 BYTES: Final = 1024 * 1024
 """and bytes of their data; a single push may have more."""
 UNDER_WAY: Final = 10
@@ -137,7 +137,7 @@ class Post:
         """The number of the newest push that came from the process with this boot."""
         return self._peer(boot).had
 
-    def unread(self, boot: str) -> Set[int]:
+    def unread(self, boot: str) -> set[int]:
         """The numbers of the pushes of which the process with this boot is yet to read a report: it is on its way, or
         will be said again."""
         waiting = [*self._waiting.get(boot, ())]
@@ -309,11 +309,15 @@ class Post:
 
 def _some(line: deque[_Waiting]) -> list[_Waiting]:
     some: list[_Waiting] = []
-    size = 0
-    while line and len(some) < ITEMS and size < BYTES:
+    count = size = 0
+    while line and count < ITEMS and size < BYTES:
         one = line.popleft()
         some.append(one)
-        size += len(one.item.data) if isinstance(one.item, Forwarded) else 0
+        if isinstance(one.item, Forwarded):
+            count += len(one.item.users)
+            size += len(one.item.data)
+        else:
+            count += 1
     return some
 
 

@@ -96,6 +96,7 @@ class FromNodes:
 
     def every_second(self) -> None:
         """Called each second: send again what was lost with a queue, and say again what was not heard."""
+        self._hosting.every_second()
         self._forwards.every_second()
         self._post.every_second()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from bridge.core.bounds import MailboxBounds
 from bridge.core.errors import StatementFailed
@@ -33,6 +33,9 @@ JUST_MAX: Final = 10_000
 """Such pushes that are remembered; over it the oldest are forgotten."""
 KEYS: Final = 1_000
 """Rows whose data one statement deletes."""
+
+Place: TypeAlias = tuple[str, str, str]
+"""Tenant, user and collapse key."""
 
 
 class _Just(NamedTuple):
@@ -74,8 +77,10 @@ class HeardRecalls:
         self._clock = clock
         self._tries = bounds.recall_tries
         self._wait = bounds.recall_wait
-        self._just: deque[_Just] = deque(maxlen=JUST_MAX)
+        self._just: deque[_Just] = deque()
         """Oldest first."""
+        self._just_named: dict[PushKey | Place, dict[RowKey, _Just]] = {}
+        """The same by what a recall may name them by: many recalls may come in one letter."""
         self._proven: dict[RowKey, asyncio.Future[None] | None] = {}
         """What was proven before it was recalled, and what is done when it has its row; None: it has one."""
         self._wake = asyncio.Event()
@@ -83,13 +88,27 @@ class HeardRecalls:
     def delivered(self, row: Row) -> None:
         """The row of a kept push is committed, and says that it was delivered."""
         until = self._clock.monotonic() + JUST_FOR
-        self._just.append(_Just(row.key, row.collapse_key, row.position, until))
+        one = _Just(row.key, row.collapse_key, row.position, until)
+        self._just.append(one)
+        for name in _names(one):
+            self._just_named.setdefault(name, {})[one.key] = one
+        if len(self._just) > JUST_MAX:
+            self._forget_oldest()
 
     def every_second(self) -> None:
         """Called each second: forget what no letter asks for any more."""
         now = self._clock.monotonic()
         while self._just and self._just[0].until <= now:
-            self._just.popleft()
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        one = self._just.popleft()
+        for name in _names(one):
+            named = self._just_named[name]
+            if named.get(one.key) is one:  # its key may have come again since
+                del named[one.key]
+            if not named:
+                del self._just_named[name]
 
     def came(self, recall: Recall, until: int) -> None:
         """Another node recalls what was taken up to this position: end what is in flight here, and tell the sessions
@@ -105,8 +124,8 @@ class HeardRecalls:
                 flight.recalled(now)
                 if flight.outcome in DELIVERED and flight.kept is not None:
                     self._proven[flight.key] = self._inflight.until_settled(flight)
-        for one in self._just:
-            if one.position <= until and _names(recall, one):
+        for one in self._just_named.get(_name(recall), {}).values():
+            if one.position <= until:
                 keys[one.key] = None
                 self._proven.setdefault(one.key, None)
         if self._proven:
@@ -150,9 +169,14 @@ class HeardRecalls:
         return ()
 
 
-def _names(recall: Recall, one: _Just) -> bool:
-    if recall.tenant != one.key.tenant:
-        return False
+def _name(recall: Recall) -> PushKey | Place:
     if recall.push_id:
-        return recall.push_id == one.key.push_id
-    return (recall.user, recall.collapse_key) == (one.key.user, one.collapse_key)
+        return PushKey(recall.tenant, recall.push_id)
+    return recall.tenant, recall.user, recall.collapse_key
+
+
+def _names(one: _Just) -> Sequence[PushKey | Place]:
+    """What a recall may name it by."""
+    key = one.key
+    of_push = PushKey(key.tenant, key.push_id)
+    return (of_push, (key.tenant, key.user, one.collapse_key)) if one.collapse_key else (of_push,)
