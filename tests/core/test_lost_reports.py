@@ -105,6 +105,48 @@ async def test_a_proof_in_a_queue_that_is_no_more_is_reported_again() -> None:
         assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
 
 
+async def test_a_proof_in_a_queue_that_is_no_more_is_reported_again_though_a_later_letter_was_read() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        made.fate = lambda letter: Sent.DELIVERED  # into a queue that goes with its connection
+        peer.answer()
+        await ticks(a, b)
+        made.fate = lambda letter: None
+        await made.moves("a")
+        await a.push(to("u1", "p2"))
+        await until(lambda: "p2" in ids(peer))
+        peer.answer()
+        await a.ends("p2", Outcome.RECEIVED, Reason.PONG)
+        a.core.every_second()  # it says what it has read
+        await ticks(a, b)
+        await ticks(a, b)
+        b.core.every_second()
+        for _ in range(60):
+            await ticks(a, b)
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_what_was_proven_here_is_not_shown_again_while_its_owner_has_not_heard_it() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(kept("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        await ticks(a, b)
+        a_queue = next(queue for queue, house in made.houses.items() if house is a)
+        made.fate = lambda letter: Sent.UNSURE if letter.queue == a_queue else None
+        peer.answer()
+        await ticks(a, b, seconds=LIMITS.confirm_timeout)
+        await a.ends("p1", Outcome.STORED, Reason.NO_PROOF)
+        for _ in range(3):
+            await ticks(a, b)
+        assert ids(peer) == ["p1"]
+        made.fate = lambda letter: None
+        b.core.every_second()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+
+
 async def test_what_was_recalled_before_it_was_handed_over_elsewhere_is_forgotten() -> None:
     async with town("a", "b", limits=LIMITS) as (_, [a, b]):
         peer = await online(b, "u1")

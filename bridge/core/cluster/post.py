@@ -158,8 +158,12 @@ class Post:
         if read:
             peer = self._peer(boot)
             peer.says = True
+            some: list[_Sealed] = []
             while peer.unread and peer.unread[0].number <= read:
-                peer.unread.popleft()
+                some.append(peer.unread.popleft())
+            for letter in some:
+                if letter.queue != some[-1].queue:  # it may have been lost with that
+                    _tell(letter.kept, Sent.UNSURE)
 
     def every_second(self) -> None:
         """Called each second: tell what was read and not said yet, find letters that nobody will read any more, and say

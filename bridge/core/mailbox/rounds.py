@@ -121,13 +121,14 @@ class Rounds:
             replay.seen = seen if replay.seen is None else min(replay.seen, seen)
 
     def had(self, session: Session, rows: Sequence[Row]) -> set[RowKey]:
-        """Those of these rows that have ended and that a round need not show to this session."""
+        """Those of these rows that a round need not show to this session. What sessions here have proven may still say
+        that it is stored: its owner has not heard it."""
         shown = self._resuming.promised.get(session)
         proven = self._others.proven(session.user)
         return {
             row.key
             for row in rows
-            if row.final and (row.key in proven or (shown is not None and row.key in shown))
+            if row.key in proven or (row.final and shown is not None and row.key in shown)
         }
 
     def closed(self, session: Session) -> None:
