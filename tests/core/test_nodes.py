@@ -25,7 +25,6 @@ from bridge.core.contract.letters import (
 )
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
-from bridge.core.mailbox import heard_recalls
 from bridge.core.mailbox.heard_recalls import JUST_FOR
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
@@ -718,17 +717,15 @@ async def test_what_was_proven_when_another_node_recalled_it_loses_its_data_once
         assert ids(back) == ["p0", "p2"], "and those around it"
 
 
-async def test_what_was_just_proven_is_found_by_what_a_recall_names_and_forgotten_when_it_is_old(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(heard_recalls, "JUST_MAX", 4)
+async def test_what_was_just_proven_is_found_by_what_a_recall_names_and_forgotten_when_it_is_old() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, _]):
+        heard = a.core.heard_recalls
+        heard._most = 4
         phone = await online(a, "u1")
         for n in range(6):
             await a.push(to("u1", f"p{n}", ttl=60, collapse_key=f"k{n % 5}"))
             phone.answer()
             await a.ends(f"p{n}", Outcome.RECEIVED, Reason.PONG)
-        heard = a.core.heard_recalls
         assert {name[-1] for name in heard._just_named} == {"p2", "p3", "p4", "p5", "k2", "k3", "k4", "k0"}
         until_now = a.inflight.take_position()
         heard.came(Recall(user="u1", collapse_key="k0"), until_now)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from bridge.core.cluster.post import ITEMS, UNDER_WAY
 from bridge.core.contract.letters import Forwarded, decode_letter
 from bridge.core.ports.nodes import Sent
@@ -75,9 +73,7 @@ async def test_what_was_lost_with_a_queue_is_sent_again_with_its_data_once() -> 
         assert [ids(peer) for peer in peers[1:]] == [["p1", "p2"]] * 6
 
 
-async def test_what_is_sent_again_to_many_is_in_letters_of_few_and_what_is_unread_is_looked_up_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_is_sent_again_to_many_is_in_letters_of_few_and_what_is_unread_is_looked_up_once() -> None:
     users = [f"u{n}" for n in range(2 * ITEMS + 1)]
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
         peers = [await online(b, "u0"), *(b.connect(user) for user in users[1:])]
@@ -90,20 +86,14 @@ async def test_what_is_sent_again_to_many_is_in_letters_of_few_and_what_is_unrea
         await turns()
         made.fate = lambda letter: None
         made.letters.clear()
-        looked: list[str] = []
-        unread = b.core.cluster.post.unread
-
-        def look(boot: str) -> set[int]:
-            looked.append(boot)
-            return unread(boot)
-
-        monkeypatch.setattr(b.core.cluster.post, "unread", look)
+        looked_up = b.core.from_nodes._hosting._unread
         await made.moves("b")
         a.core.every_second()
         await until(lambda: sum(map(len, users_of(made))) == len(users))
         assert [len(some) for some in users_of(made)] == [ITEMS, ITEMS, 1]
-        assert looked == ["boot-a"]
+        assert set(looked_up) == {"boot-a"}, "it is there for the next letter"
         await made.moves("a")
         b.core.every_second()
+        assert not looked_up
         await a.settled(1)
         assert all(ids(peer) == ["p1"] for peer in peers), "and none is shown again"

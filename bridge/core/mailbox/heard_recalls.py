@@ -64,8 +64,10 @@ class HeardRecalls:
         errors: ErrorHandler,
         clock: Clock,
         bounds: MailboxBounds,
+        most: int = JUST_MAX,
     ) -> None:
         """For `take_back` and `tell_holders` see `Recalls`."""
+        self._most = most
         self._store = store
         self._persistence = persistence
         self._inflight = inflight
@@ -92,7 +94,7 @@ class HeardRecalls:
         self._just.append(one)
         for name in _names(one):
             self._just_named.setdefault(name, {})[one.key] = one
-        if len(self._just) > JUST_MAX:
+        if len(self._just) > self._most:
             self._forget_oldest()
 
     def every_second(self) -> None:
