@@ -1253,6 +1253,18 @@ def test_the_other_frames_say_what_they_are() -> None:
             '{"type":"ack","id":"\\n"}',
             BadFrame("id: expected the id of a push, got a control character", None),
         ),
+        (
+            '{"type":"ack","id":"p1","tenant":5}',
+            BadFrame("tenant: expected that of the push, got a number", None),
+        ),
+        (
+            '{"type":"ack","id":5,"id":"p1","ref":1}',
+            BadFrame("expected each field once, got one twice", 1),
+        ),
+        (
+            '{"type":"ack","id":"p1","tenant":5,"tenant":"t"}',
+            BadFrame("expected each field once, got one twice", None),
+        ),
         ('{"type":"ack","id":""}', BadFrame("id: expected the id of a push, got 0 characters", None)),
         ('{"type":"withdraw","ref":1}', BadFrame("type: withdraw is not known", 1)),
         ('{"type":7}', BadFrame("type: expected a string, got a number", None)),

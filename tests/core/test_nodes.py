@@ -710,8 +710,7 @@ async def test_what_was_proven_when_another_node_recalled_it_loses_its_data_once
         await until(lambda: made.store.rows[RowKey("", "p1", "u1")].payload is None)
         assert made.store.rows[RowKey("", "p2", "u1")].payload is not None
         assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG), "the trail stays"
-        for peer in (phone, tablet):
-            await until(lambda peer=peer: withdrawn(peer) == ["p1"])  # type: ignore[misc]
+        await until(lambda: withdrawn(phone) == withdrawn(tablet) == ["p1"])
         back = a.connect("u1", last="p0")
         await until(lambda: back.client.session.replay is None)
         assert ids(back) == ["p0", "p2"], "and those around it"

@@ -154,8 +154,8 @@ class Forwards:
                 self._owed_by(boot)
 
     def _items_again(self, numbers: Sequence[int]) -> Iterator[Forwarded]:
-        """These forwards, but those that have ended; users of one push together, as at first. Of what others have
-        proven who has resumed there is rung for."""
+        """These forwards, but those that have ended; users of one push together, as at first. For a kept
+        push that others have proven meanwhile, its user is rung there instead."""
         first, flights, of = 0, list[Flight](), None
         for number in numbers:
             flight, request, boot = self._out[number][:3]

@@ -142,8 +142,10 @@ def _wrong_ack(frame: _Frame, ref: Ref) -> ClientFrame:
     problem = id_problem(_value(frame.id), "the id of a push")
     if problem:
         return BadFrame(f"id: {problem}", ref)
-    problem = id_problem(_value(frame.tenant), "that of the push")
-    return BadFrame(f"tenant: {problem}", ref)
+    tenant = _value(frame.tenant)
+    problem = "" if tenant is None else id_problem(tenant, "that of the push")
+    # Of a field that is there twice only the last one was looked at here.
+    return BadFrame(f"tenant: {problem}" if problem else "expected each field once, got one twice", ref)
 
 
 def _late_auth(frame: _Frame, ref: Ref) -> ClientFrame:
