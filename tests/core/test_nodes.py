@@ -716,6 +716,27 @@ async def test_what_was_proven_when_another_node_recalled_it_loses_its_data_once
         assert ids(back) == ["p0", "p2"], "and those around it"
 
 
+async def test_a_row_that_is_not_written_yet_holds_up_no_other_recall_of_another_node() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, _]):
+        phone = await online(a, "u1")
+        await a.push(to("u1", "p1", ttl=60))
+        phone.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+        made.store.writing.clear()
+        await a.push(to("u1", "p2", ttl=60))
+        phone.answer()
+        await turns()
+        heard, now = a.core.heard_recalls, a.inflight.take_position()
+        heard.came(Recall(push_id="p2"), now)
+        await turns()
+        heard.came(Recall(push_id="p1"), now)
+        await until(lambda: made.store.rows[RowKey("", "p1", "u1")].payload is None)
+        assert RowKey("", "p2", "u1") not in made.store.rows
+        made.store.writing.set()
+        await a.ends("p2", Outcome.RECEIVED, Reason.PONG)
+        await until(lambda: made.store.rows[RowKey("", "p2", "u1")].payload is None)
+
+
 async def test_what_was_just_proven_is_found_by_what_a_recall_names_and_forgotten_when_it_is_old() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, _]):
         heard = a.core.heard_recalls

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 from bridge.core.bounds import MailboxBounds
@@ -83,8 +84,8 @@ class HeardRecalls:
         """Oldest first."""
         self._just_named: dict[PushKey | Place, dict[RowKey, _Just]] = {}
         """The same by what a recall may name them by: many recalls may come in one letter."""
-        self._proven: dict[RowKey, asyncio.Future[None] | None] = {}
-        """What was proven before it was recalled, and what is done when it has its row; None: it has one."""
+        self._to_forget: dict[RowKey, None] = {}
+        """What was proven before it was recalled, and has a row."""
         self._wake = asyncio.Event()
 
     def delivered(self, row: Row) -> None:
@@ -125,13 +126,13 @@ class HeardRecalls:
                 self._tell_holders(flight)
                 flight.recalled(now)
                 if flight.outcome in DELIVERED and flight.kept is not None:
-                    self._proven[flight.key] = self._inflight.until_settled(flight)
+                    # Each for itself: a row that the database does not take holds up no other.
+                    settled = self._inflight.until_settled(flight)
+                    settled.add_done_callback(partial(self._has_a_row, flight.key))
         for one in self._just_named.get(_name(recall), {}).values():
             if one.position <= until:
                 keys[one.key] = None
-                self._proven.setdefault(one.key, None)
-        if self._proven:
-            self._wake.set()
+                self._forget_soon(one.key)
         self._withdrawing.withdraw([(key.user, key.push_id) for key in keys], recall.tenant)
 
     def carried_out(self, flight: Flight) -> None:
@@ -140,15 +141,20 @@ class HeardRecalls:
         self._tell_holders(flight)
         self._withdrawing.withdraw([(flight.key.user, flight.key.push_id)], flight.key.tenant)
 
+    def _has_a_row(self, key: RowKey, _settled: asyncio.Future[None]) -> None:
+        self._forget_soon(key)
+
+    def _forget_soon(self, key: RowKey) -> None:
+        self._to_forget[key] = None
+        self._wake.set()
+
     async def run(self) -> None:
         """Delete the data of what was proven before it was recalled, once it has a row; until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            proven, self._proven = self._proven, {}
-            if rows := [row for row in proven.values() if row is not None]:
-                await asyncio.wait(rows)
-            await self._delete(list(proven))
+            to_forget, self._to_forget = self._to_forget, {}
+            await self._delete(list(to_forget))
 
     async def _delete(self, keys: Sequence[RowKey]) -> None:
         for _ in range(self._tries):
