@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,10 @@ from bridge.core.errors import StoreUnavailable
 from bridge.core.inflight.inflight import MICRO, RESENDS
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.mailbox.pages import WELCOMES
-from bridge.core.mailbox.recalls import Recalled
+from bridge.core.mailbox.recalls import SLICE, Recalled
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
-from bridge.core.model.rows import Reply, Row
+from bridge.core.model.rows import Reply, Row, RowKey
 from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.broker import Source
 from bridge.core.ports.store import Written
@@ -854,6 +855,63 @@ async def test_a_recall_is_over_when_what_it_ended_in_the_air_is_committed() -> 
         assert await recalling == Recalled(ended=1, sessions=1)
         assert h.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
         assert await h.core.recalls.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
+
+
+class HaltingClock(ManualClock):
+    """Lets a test hold one task in each sleep until it goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task: asyncio.Task[Any] | None = None
+        self.goes_on = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        if asyncio.current_task() is self.task:
+            await self.goes_on.wait()
+        await super().sleep(seconds)
+
+
+@pytest.mark.parametrize("has_a_row", [False, True])
+async def test_a_recall_of_thousands_gives_others_turns_and_one_may_be_proven_then(has_a_row: bool) -> None:
+    clock = HaltingClock()
+    store = GatedStore(clock)
+    users = [f"u{number}" for number in range(SLICE + 1)]
+    *recalled, last = [RowKey("", "p1", user) for user in users]
+    async with house(clock=clock, store=store) as h:
+        peers = [await h.live(user) for user in users]
+        await h.push({"id": "p1", "to": {"users": users}, "ttl": 60, "data": 1})
+        await until(lambda: ids(peers[-1]) == ["p1"])
+        clock.task = recalling = asyncio.create_task(h.core.recalls.recall(Recall(push_id="p1")))
+        await turns()
+        assert h.end("p1", users[0]) == (Outcome.RECALLED, Reason.WITHDRAWN)
+        if not has_a_row:
+            store.writing.clear()
+        peers[-1].answer()
+        await turns()
+        assert (last in store.rows) is has_a_row
+        clock.goes_on.set()
+        await turns()
+        store.writing.set()
+        assert await recalling == Recalled(ended=SLICE, sessions=len(users))
+        assert {store.rows[key].outcome for key in recalled} == {Outcome.RECALLED}
+        assert (store.rows[last].outcome, store.rows[last].payload) == (Outcome.RECEIVED, None)
+        for peer in peers:
+            assert frames(peer, "withdraw")
+
+
+async def test_a_recall_does_not_wait_for_what_another_has_ended_and_written_meanwhile() -> None:
+    clock = HaltingClock()
+    users = [f"u{number}" for number in range(SLICE + 1)]
+    async with house(clock=clock) as h:
+        peers = [await h.live(user) for user in users]
+        await h.push({"id": "p1", "to": {"users": users}, "data": 1})
+        await until(lambda: ids(peers[-1]) == ["p1"])
+        clock.task = slow = asyncio.create_task(h.core.recalls.recall(Recall(push_id="p1")))
+        await turns()
+        assert await h.core.recalls.recall(Recall(push_id="p1")) == Recalled(2, len(users))
+        clock.goes_on.set()
+        async with asyncio.timeout(10):
+            assert (await slow).ended == SLICE - 1
 
 
 async def test_a_recall_finds_room_and_its_place_in_every_session() -> None:

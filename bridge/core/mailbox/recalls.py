@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
 from bridge.core.bounds import Bounds
 from bridge.core.errors import StatementFailed
@@ -19,6 +20,9 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import RecallPlace, Store
 from bridge.core.row_limit import RowLimit
 from bridge.core.sessions.session import Session
+
+SLICE: Final = 500
+"""Pushes in flight that are looked at, or taken off screens, before others have a turn of the event loop."""
 
 
 class Recalled(NamedTuple):
@@ -90,7 +94,7 @@ class Recalls:
         withdrawn = await self._scheduled(recall)
         await self._inflight.until_sent(recall.push_id)
         self._tell_others(recall, self._inflight.take_position())
-        flying, ended, uncommitted, proven = self._in_the_air(recall)
+        flying, ended, uncommitted, proven = await self._in_the_air(recall)
         told: set[Session] = set()
         place: RecallPlace | None = RecallPlace()
         limit = RowLimit(self._bounds.sweep_rows, self._bounds.parts)
@@ -127,17 +131,24 @@ class Recalls:
                 await self._clock.sleep(self._wait)
                 held, place = 0, RecallPlace()
         # Sessions are told after the pushes have ended, so that no push is sent after its withdrawal.
-        told |= self._withdrawing.withdraw(flying, recall.tenant)
+        rest = iter(flying)
+        while some := tuple(islice(rest, SLICE)):
+            told |= self._withdrawing.withdraw(some, recall.tenant)
+            await self._clock.sleep(0)
         if uncommitted:
             await asyncio.wait(uncommitted)
         return Recalled(count, len(told))
 
-    def _in_the_air(self, recall: Recall) -> _InTheAir:
-        """End what is in flight."""
+    async def _in_the_air(self, recall: Recall) -> _InTheAir:
+        """End what is in flight, with a turn of the event loop for others after each slice."""
         now = self._clock.time()
         found = _InTheAir({}, set(), [], [])
-        for flight in named_flights(self._inflight, recall):
+        for number, flight in enumerate(tuple(named_flights(self._inflight, recall)), 1):
+            if number % SLICE == 0:
+                await self._clock.sleep(0)
             found.pushes[flight.key.user, flight.key.push_id] = None
+            if self._inflight.get(flight.key) is not flight:
+                continue  # its row was committed meanwhile, or another node has it
             self._tell_holders(flight)
             if flight.parked and flight.kept is not None:
                 continue  # the store ends its row
