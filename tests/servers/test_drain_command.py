@@ -95,7 +95,9 @@ async def test_a_drain_moves_all_sessions_and_loses_nothing(
     assert said[0].startswith("leaves: 20 sessions open, 0 closed, 0 at another node again, 0 pushes lost")
     logged = p.logged()
     assert "stopping: `bridge drain` asks for it; settling what is under way" in logged
-    assert logged[-1].endswith("everything that was taken is settled; 20 sessions closed")
+    # A message that comes in between the last one taken and the close of the channel is the next node's.
+    left = r"everything that was taken is settled|\d+ messages? back in the queue"
+    assert re.search(rf"s: ({left}); 20 sessions closed$", logged[-1]), logged[-1]
     assert [one.opened for one in crowd] == [2] * 20
     assert all(1.0 <= wait <= 1.5 for one in crowd for wait in one.waited)
     with psycopg.connect(database) as conn:
