@@ -2001,9 +2001,7 @@ async def test_over_a_restart_and_a_kill_each_push_comes_once_and_in_order(
         await bridge.start()
         await bridge.ready()
         await bridges.publish(vhost, *kept("p5"))
-        async with asyncio.timeout(bridges.SECONDS):
-            while (await bridges.rows(database))[-1]["outcome"] != "stored":
-                await asyncio.sleep(0.02)
+        await bridges.rows_when(database, lambda found: found[-1]["outcome"] == "stored")
         await page.evaluate("elapse()")
         await told(page, *pushes("p5"))
         await bridges.publish(vhost, *kept("p6"))
@@ -2087,9 +2085,7 @@ async def test_a_page_gets_what_is_pushed_to_its_topics_also_what_was_while_it_w
         proxy.cut()
         await phase(page, "waiting")
         await bridges.publish(vhost, to("p2", ttl=60))
-        async with asyncio.timeout(bridges.SECONDS):
-            while not any(row["push_id"] == "p2" for row in await bridges.rows(database)):
-                await asyncio.sleep(0.02)
+        await bridges.rows_when(database, lambda found: any(row["push_id"] == "p2" for row in found))
         proxy.mend()
         await page.evaluate("elapse()")
         await told(page, ("push", "p2"))

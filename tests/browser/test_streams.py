@@ -57,9 +57,7 @@ async def test_after_two_websockets_that_did_not_open_a_stream_proves_all_the_sa
 
         proxy.cut()
         await bridges.publish(vhost, *kept("p4"))
-        async with asyncio.timeout(bridges.SECONDS):
-            while (await bridges.rows(database))[-1]["outcome"] != "stored":
-                await asyncio.sleep(0.02)
+        await bridges.rows_when(database, lambda found: found[-1]["outcome"] == "stored")
         proxy.mend()
         # It may have told that several tries failed meanwhile.
         await page.wait_for_function("told.filter(([word]) => word === 'push').length === 1")
@@ -144,9 +142,7 @@ async def test_a_plain_event_source_resumes_by_itself_and_rows_say_that_it_can_p
         )
         await page.wait_for_function("seen.length === 1")
         await bridges.publish(vhost, bridges.request("alice", "p1", ttl=60))
-        async with asyncio.timeout(bridges.SECONDS):
-            while (await bridges.rows(database) or [{"reason": ""}])[-1]["reason"] != "no_proof_possible":
-                await asyncio.sleep(0.05)
+        await bridges.rows_when(database, lambda found: found and found[-1]["reason"] == "no_proof_possible")
         proxy.cut()
         proxy.mend()
         await bridges.publish(vhost, bridges.request("alice", "p2", ttl=60))

@@ -22,7 +22,7 @@ from bridge.app import build as app
 from bridge.core.errors import BridgeError, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.rows import LateProof, RowKey
-from tests.conftest import Databases
+from tests.conftest import TEMPLATE, Databases
 from tests.support.bridges import bridge, publish, request
 from tests.support.queries import asked as ask
 from tests.support.queries import until_asked
@@ -540,10 +540,16 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(inner)
 
 
-@pytest.fixture
-async def grown(database: str) -> str:
-    """Four thousand rows, and forty thousand more, counted."""
-    log_of_days(database)
+@pytest.fixture(scope="module")
+def grown(databases: Databases) -> Iterator[str]:
+    """Four thousand rows, and forty thousand more, counted; for tests that only read."""
+    with databases.fresh(TEMPLATE) as dsn:
+        asyncio.run(grow(dsn))
+        yield dsn
+
+
+async def grow(dsn: str) -> None:
+    log_of_days(dsn)
     more: LiteralString = (
         "insert into delivery_log (day, tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts,"
         " published_at, taken_at, node, boot, event, app_id, detail, traceparent)"
@@ -551,10 +557,9 @@ async def grown(database: str) -> str:
         " attempts, published_at, taken_at, node, boot, event, app_id, '', ''"
         " from delivery_log, generate_series(1, 10) n"
     )
-    await ask(database, more)
-    await count(database)
-    await ask(database, "analyze")
-    return database
+    await ask(dsn, more)
+    await count(dsn)
+    await ask(dsn, "analyze")
 
 
 QUESTIONS = list(analytics.questions(analytics.PAGE.read_text(encoding="utf-8")))

@@ -14,7 +14,18 @@ from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.producer import Producer, outcomes
 from bridge.adapters.amqp.topology import PUSH
 from tests.support.amqp import outbox
-from tests.support.bridges import bridge, counted, endings, final_rows, get, publish, request, rows, token
+from tests.support.bridges import (
+    bridge,
+    counted,
+    endings,
+    final_rows,
+    get,
+    publish,
+    request,
+    rows,
+    rows_when,
+    token,
+)
 from tests.support.clients import client
 from tests.support.queues import ENVELOPE, channel, raw_deliveries, ready_messages
 
@@ -316,18 +327,13 @@ async def test_a_proof_that_is_late_is_pending_first_and_unknown_after_the_deadl
         async with client(b.ws_port, token("u1")) as c, Producer.connect(vhost) as producer:
             c.freeze()
             receipts = asyncio.create_task(producer.request(json.dumps(request("u1", "p1")).encode(), 10))
-            async with asyncio.timeout(10):
-                while not (found := await rows(database)):
-                    await asyncio.sleep(0.05)
+            found = await rows_when(database, bool)
             assert (found[0]["outcome"], found[0]["final"]) == ("pending", False)
             [row] = await final_rows(database, 1)
             assert (row["outcome"], row["reason"], row["proven_at"]) == ("unknown", "no_proof", None)
             assert [r["outcome"] for r in await receipts] == ["unknown"]
             c.thaw()
-            async with asyncio.timeout(10):
-                while (await rows(database))[0]["proven_at"] is None:
-                    await asyncio.sleep(0.05)
-            [row] = await rows(database)
+            [row] = await rows_when(database, lambda found: found[0]["proven_at"] is not None)
             assert row["outcome"] == "unknown", "a final row never changes its outcome"
 
 

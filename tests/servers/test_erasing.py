@@ -21,9 +21,9 @@ from bridge.core.model.rows import Row
 from bridge.devservers import Servers
 from tests.servers.test_fallbacks import AFTER, fallbacks, next_one, noted
 from tests.servers.test_forgetting import MARK, dumped
-from tests.servers.test_kept import all_stored, control, pushes, session, when
+from tests.servers.test_kept import all_stored, control, pushes, session
 from tests.support import roles
-from tests.support.bridges import bridge, counted, endings, final_rows, publish, request
+from tests.support.bridges import bridge, counted, endings, final_rows, publish, request, rows_when
 from tests.support.queries import asked, until_asked
 from tests.support.rows import NOON, kept_row, row
 
@@ -249,7 +249,7 @@ async def test_why_tells_where_the_body_is_that_the_log_does_not_have(
     async with bridge(vhost, database, payload="while_kept"):
         await publish(vhost, {"id": "wrong", "to": {"user": "u1"}, "ttl": "x", **DATA})
         await final_rows(database, 1)
-        assert await when(database, all_stored(0))
+        assert await rows_when(database, all_stored(0))
     await asyncio.to_thread(main, ["why", "wrong", "--amqp-url", vhost, "--postgres-dsn", database])
     out = capsys.readouterr().out
     assert "not kept; the message, if it was not replayed or purged: bridge dead show wrong" in out

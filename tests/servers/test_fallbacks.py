@@ -19,7 +19,18 @@ from bridge.core.model.rows import RowKey
 from bridge.devservers import Servers
 from tests.servers.test_hello import ROOT, line, started
 from tests.servers.test_kept import control
-from tests.support.bridges import bridge, endings, final_rows, get, process, publish, request, rows, token
+from tests.support.bridges import (
+    bridge,
+    endings,
+    final_rows,
+    get,
+    process,
+    publish,
+    request,
+    rows,
+    rows_when,
+    token,
+)
 from tests.support.broker_settings import memory_alarm
 from tests.support.clients import client
 from tests.support.queues import ENVELOPE, channel
@@ -47,12 +58,9 @@ async def next_one(events: Events) -> AbstractIncomingMessage:
 
 async def noted(database: str, count: int) -> list[dict[str, Any]]:
     """Wait until so many fallbacks are noted; returns all rows."""
-    async with asyncio.timeout(20):
-        while True:
-            found = await rows(database)
-            if sum(row["fallback_at"] is not None for row in found) >= count:
-                return found
-            await asyncio.sleep(0.05)
+    return await rows_when(
+        database, lambda found: sum(row["fallback_at"] is not None for row in found) >= count
+    )
 
 
 async def kept_bytes(database: str) -> list[int | None]:
@@ -224,15 +232,11 @@ async def test_what_another_node_has_shown_needs_no_fallback_while_its_ack_is_aw
         fallbacks(vhost) as events,
     ):
         await publish(vhost, request("u1", "p1", ttl=600, confirm="acked", ack_within=60, fallback=soon))
-        async with asyncio.timeout(20):
-            while not (found := await rows(database)):
-                await asyncio.sleep(0.05)
+        found = await rows_when(database, bool)
         reads = other if found[0]["node"] == "a" else taker
         async with client(reads.ws_port, token("u1"), subprotocols=ENVELOPE) as user:
             assert [(await user.read_json()).get("id") for _ in range(2)] == [None, "p1"]
-            async with asyncio.timeout(20):
-                while (found := await rows(database))[0]["fallback_due"] is not None:
-                    await asyncio.sleep(0.05)
+            found = await rows_when(database, lambda found: found[0]["fallback_due"] is None)
             assert (found[0]["outcome"], found[0]["proven_at"] is None) == ("stored", False)
             assert events.empty()
             await user.send_json({"type": "ack", "id": "p1"})

@@ -22,6 +22,7 @@ from tests.support.bridges import (
     publish,
     request,
     rows,
+    rows_when,
     settings,
     token,
 )
@@ -88,9 +89,7 @@ async def test_rows_that_a_killed_bridge_left_pending_end_when_its_name_starts_a
         async with client(p.ws_port, token("u1")) as c:
             c.freeze()
             await publish(vhost, request("u1", "p1"))
-            async with asyncio.timeout(10):
-                while not await rows(database):
-                    await asyncio.sleep(0.05)
+            await rows_when(database, bool)
             await p.kill()
         await p.start()
         await p.ready()

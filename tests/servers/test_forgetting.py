@@ -19,11 +19,21 @@ from bridge.devservers import Servers
 from bridge.devservers.postgres import PrivatePostgres
 from bridge.operator.forgetting import _FIRST, _ROWS, PAGE, Forgetting, Left, new_name
 from bridge.operator.naming import body_names, renamed
-from tests.servers.test_kept import all_stored, session, when
+from tests.servers.test_kept import all_stored, session
 from tests.servers.test_replay import Log, log
 from tests.servers.test_revocations import refused
 from tests.servers.test_scheduled import scheduled
-from tests.support.bridges import bridge, counted, endings, final_rows, publish, request, rows, token
+from tests.support.bridges import (
+    bridge,
+    counted,
+    endings,
+    final_rows,
+    publish,
+    request,
+    rows,
+    rows_when,
+    token,
+)
 from tests.support.clients import client
 from tests.support.queues import ENVELOPE, ready_messages
 
@@ -77,7 +87,7 @@ async def fill(port: int, url: str, dsn: str) -> None:
         request(USER, "later", deliver_at=time.time() + 900, **data),
         request("max", "of-max", ttl=600, data="for max"),
     )
-    await when(dsn, lambda found: sum(row["outcome"] == "stored" for row in found) == 2)
+    await rows_when(dsn, lambda found: sum(row["outcome"] == "stored" for row in found) == 2)
     await scheduled(dsn, 1)
     await counted(dsn, "outcome = 'rejected'", 1)
     assert await asyncio.to_thread(main, ["revoke", "--user", USER, "--postgres-dsn", dsn]) == 0
@@ -158,7 +168,7 @@ async def test_what_is_in_flight_is_told_and_left_for_a_second_run_under_the_sam
 ) -> None:
     async with bridge(vhost, database):
         await publish(vhost, request(USER, "kept", ttl=600, data=MARK))
-        await when(database, all_stored(1))
+        await rows_when(database, all_stored(1))
     log("done", USER)
     log("flying", USER, final=False, outcome="pending", reason="awaiting_proof", finished_at=None)
     # Nobody lives who could end the one, or send the receipt of the other.
@@ -331,7 +341,7 @@ async def test_what_is_shared_or_named_by_a_publisher_is_told_as_out_of_reach(
         later = {"id": "later", "to": {"users": [USER, "max"]}, "data": 1, "deliver_at": time.time() + 900}
         last_value = {"id": "last", "to": {"topic": f"of.{USER}"}, "data": 1, "retain": True}
         await publish(vhost, to_two, request(USER, f"order-of-{USER}"), later, last_value)
-        await when(database, lambda found: len(found) == 4)
+        await rows_when(database, lambda found: len(found) == 4)
         await scheduled(database, 1)
         assert await forget(vhost, database, "--yes") == 0
         out = capsys.readouterr().out

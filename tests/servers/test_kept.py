@@ -14,19 +14,19 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 
 from bridge.adapters.amqp.producer import Producer
-from tests.support.bridges import bridge, endings, final_rows, process, publish, request, rows, token
+from tests.support.bridges import (
+    bridge,
+    endings,
+    final_rows,
+    process,
+    publish,
+    request,
+    rows,
+    rows_when,
+    token,
+)
 from tests.support.clients import Client, client
 from tests.support.queues import ENVELOPE, ready_messages
-
-
-async def when(dsn: str, condition: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-    """The rows, once the condition holds for them."""
-    async with asyncio.timeout(20):
-        while True:
-            found = await rows(dsn)
-            if condition(found):
-                return found
-            await asyncio.sleep(0.02)
 
 
 def all_stored(count: int) -> Callable[[list[dict[str, Any]]], bool]:
@@ -76,7 +76,7 @@ async def test_pushes_for_a_user_who_is_away_arrive_in_order_before_what_is_newe
     async with bridge(vhost, database) as b:
         ids = [f"p{n:04}" for n in range(450)]
         await publish(vhost, *(request("u1", push_id, ttl=600) for push_id in ids))
-        found = await when(database, all_stored(450))
+        found = await rows_when(database, all_stored(450))
         assert await ready_messages(vhost, "push.requests") == 0, "kept in Postgres, not in the queue"
         assert {(r["reason"], r["final"], r["finished_at"]) for r in found} == {("no_session", False, None)}
         async with session(b.ws_port, "u1") as (opened, welcome):
@@ -94,7 +94,7 @@ async def test_data_of_every_kind_comes_out_as_it_went_in(vhost: str, database: 
             await producer.publish(b"\x00\xff raw", headers=user, content_type="application/octet-stream")
             await producer.publish("grüße".encode(), headers=user, content_type="text/plain")
             await producer.publish(b'{"a": "\\u0000"}', headers=user, content_type="application/json")
-        await when(database, all_stored(3))
+        await rows_when(database, all_stored(3))
         async with client(b.ws_port, token("u1")) as bare:
             assert await bare.read_many(3) == [b"\x00\xff raw", "grüße", '{"a": "\\u0000"}']
 
@@ -144,7 +144,7 @@ async def test_a_node_that_is_killed_in_the_middle_of_a_replay_loses_nothing(
 
     async with process(vhost, database) as first:
         await publish(vhost, *(request("u1", push_id, ttl=600) for push_id in ids))
-        await when(database, all_stored(1500))
+        await rows_when(database, all_stored(1500))
         async with session(first.ws_port, "u1") as (opened, _):
             seen.update(dict.fromkeys(await pushes(opened, 700)))
             await first.kill()
@@ -168,7 +168,7 @@ async def test_two_devices_that_open_at_once_prove_each_push_once(vhost: str, da
     async with bridge(vhost, database) as b:
         ids = [f"p{n:03}" for n in range(300)]
         await publish(vhost, *(request("u1", push_id, ttl=600) for push_id in ids))
-        await when(database, all_stored(300))
+        await rows_when(database, all_stored(300))
 
         async def everything(device: Client) -> list[str]:
             seen: list[str] = []
@@ -222,7 +222,7 @@ async def test_a_recall_takes_a_kept_push_back_and_tells_the_screens_that_show_i
             to = {"users": ["here", "away"]}
             await publish(vhost, {"id": "p1", "to": to, "data": 1, "ttl": 60})
             assert await pushes(opened, 1) == ["p1"]
-            await when(database, lambda found: len(found) == 2 and sum(r["final"] for r in found) == 1)
+            await rows_when(database, lambda found: len(found) == 2 and sum(r["final"] for r in found) == 1)
             answer = await say({"type": "recall", "push_id": "p1"})
             assert (answer["type"], answer["node"], answer["ended"], answer["sessions"]) == (
                 "recall",
@@ -234,7 +234,7 @@ async def test_a_recall_takes_a_kept_push_back_and_tells_the_screens_that_show_i
         found = endings(await final_rows(database, 2))
         assert found == {("p1", "here"): ("received", "pong"), ("p1", "away"): ("recalled", "withdrawn")}
         await publish(vhost, request("away", "p2", ttl=60, collapse_key="k"))
-        await when(database, lambda found: len(found) == 3)
+        await rows_when(database, lambda found: len(found) == 3)
         answer = await say({"type": "recall", "user": "away", "collapse_key": "k"})
         assert answer["ended"] == 1
         assert (await say({"type": "recall", "push_id": "p1"}))["ended"] == 0, "it may be repeated"
@@ -259,7 +259,7 @@ async def test_receipts_say_stored_and_later_the_end(vhost: str, database: str) 
         channel = await connection.channel()
         queue = await channel.declare_queue("answers", durable=True)
         await publish(vhost, request("u1", "p1", ttl=60), reply_to="answers", correlation_id="c")
-        await when(database, all_stored(1))
+        await rows_when(database, all_stored(1))
         async with session(b.ws_port, "u1"):
             await final_rows(database, 1)
             got: list[dict[str, Any]] = []
@@ -276,7 +276,7 @@ async def test_receipts_say_stored_and_later_the_end(vhost: str, database: str) 
 async def test_at_rest_nothing_is_owed_and_a_kept_row_holds_its_data(vhost: str, database: str) -> None:
     async with bridge(vhost, database) as b:
         await publish(vhost, request("u1", "p1", ttl=60), request("u1", "p2", ttl=60, confirm="acked"))
-        await when(database, all_stored(2))
+        await rows_when(database, all_stored(2))
         async with session(b.ws_port, "u1") as (opened, _):
             assert await pushes(opened, 2) == ["p1", "p2"]
             await opened.send_json({"type": "ack", "id": "p2"})
@@ -300,7 +300,7 @@ async def test_the_first_device_to_ack_takes_a_push_back_from_the_others(vhost: 
             assert await pushes(one, 2) == await pushes(two, 2) == ["c1", "c2"]
             await two.send(json.dumps({"type": "ack", "id": "c1"}))
             assert await one.read_json() == {"type": "withdraw", "id": "c1"}
-        found = await when(database, lambda found: sum(row["final"] for row in found) == 1)
+        found = await rows_when(database, lambda found: sum(row["final"] for row in found) == 1)
         told = {row["push_id"]: (row["outcome"], row["session"]) for row in found if row["final"]}
         assert told == {"c1": ("acked", welcome["session"])}
         async with session(b.ws_port, "u1", last="unknown") as (three, _):

@@ -18,7 +18,16 @@ from bridge.app.build import Running
 from bridge.core.contract.letters import Forwarded, encode_letter
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.devservers import Servers
-from tests.support.bridges import bridge, endings, final_rows, process, publish, request, rows, token
+from tests.support.bridges import (
+    bridge,
+    endings,
+    final_rows,
+    process,
+    publish,
+    request,
+    rows_when,
+    token,
+)
 from tests.support.broker_settings import own_user
 from tests.support.clients import client
 from tests.support.queues import ENVELOPE
@@ -314,9 +323,7 @@ async def until_open(database: str, sessions: int) -> None:
 
 
 async def until_parked(database: str, push: str) -> None:
-    async with asyncio.timeout(10):
-        while not any(row["push_id"] == push for row in await rows(database)):
-            await asyncio.sleep(0.02)
+    await rows_when(database, lambda found: any(row["push_id"] == push for row in found))
 
 
 async def open_sessions(database: str) -> int:

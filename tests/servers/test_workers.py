@@ -13,7 +13,18 @@ from typing import Any
 import aiohttp
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.support.bridges import Process, endings, final_rows, get, process, publish, request, rows, token
+from tests.support.bridges import (
+    Process,
+    endings,
+    final_rows,
+    get,
+    process,
+    publish,
+    request,
+    rows,
+    rows_when,
+    token,
+)
 from tests.support.clients import Client, client
 from tests.support.metrics_page import samples
 from tests.support.queues import ENVELOPE
@@ -144,12 +155,9 @@ async def test_a_worker_that_is_killed_comes_back_and_the_others_go_with_the_sup
 
 async def final_or_stored(database: str, count: int) -> list[dict[str, Any]]:
     """Wait until so many rows are final, or say that they are kept."""
-    async with asyncio.timeout(20):
-        while True:
-            found = await rows(database)
-            if sum(row["final"] or row["outcome"] == "stored" for row in found) >= count:
-                return found
-            await asyncio.sleep(0.05)
+    return await rows_when(
+        database, lambda found: sum(row["final"] or row["outcome"] == "stored" for row in found) >= count
+    )
 
 
 class Devoted:

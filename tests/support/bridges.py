@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,23 @@ async def publish(amqp_url: str, *requests: object, **properties: Any) -> None:
 
 async def rows(dsn: str) -> list[dict[str, Any]]:
     """The view `delivery`, as an analyst sees it."""
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        cursor = connection.cursor(row_factory=psycopg.rows.dict_row)
-        await cursor.execute("select * from delivery order by push_id, user_id")
-        return await cursor.fetchall()
+    return await rows_when(dsn, lambda found: True)
+
+
+async def rows_when(
+    dsn: str, condition: Callable[[list[dict[str, Any]]], object], seconds: float = SECONDS
+) -> list[dict[str, Any]]:
+    """The rows of the view, once they are as wanted.
+
+    All looks share a connection: to open one costs Postgres far more than to look.
+    """
+    async with asyncio.timeout(seconds), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        cursor = conn.cursor(row_factory=psycopg.rows.dict_row)
+        while True:
+            await cursor.execute("select * from delivery order by push_id, user_id")
+            if condition(found := await cursor.fetchall()):
+                return found
+            await asyncio.sleep(0.02)
 
 
 async def counted(dsn: str, where: str, rows: int, seconds: float = 120.0) -> None:
@@ -88,12 +101,7 @@ async def counted(dsn: str, where: str, rows: int, seconds: float = 120.0) -> No
 
 async def final_rows(dsn: str, count: int, seconds: float = SECONDS) -> list[dict[str, Any]]:
     """Wait until there are so many final rows, and return them all."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = await rows(dsn)
-            if sum(row["final"] for row in found) >= count:
-                return found
-            await asyncio.sleep(0.02)
+    return await rows_when(dsn, lambda found: sum(row["final"] for row in found) >= count, seconds)
 
 
 def endings(found: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str | None], tuple[str, str]]:

@@ -12,8 +12,7 @@ import psycopg
 async def asked(dsn: str, query: str, *params: object) -> list[tuple[Any, ...]]:
     """The rows of a query."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        cursor = await conn.execute(query.encode(), params)
-        return await cursor.fetchall() if cursor.description else []
+        return await _rows(conn, query, *params)
 
 
 async def until_asked(
@@ -22,13 +21,16 @@ async def until_asked(
     """The rows of a query, once they are as wanted."""
     found: list[tuple[Any, ...]] = []
     try:
-        async with asyncio.timeout(20):
-            while not (
-                wanted(found := await asked(dsn, query))
-                if callable(wanted)
-                else (found := await asked(dsn, query)) == wanted
-            ):
+        async with asyncio.timeout(20), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+            while True:
+                found = await _rows(conn, query)
+                if wanted(found) if callable(wanted) else found == wanted:
+                    return found
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise AssertionError(f"{query} gives {found}") from None
-    return found
+
+
+async def _rows(conn: psycopg.AsyncConnection, query: str, *params: object) -> list[tuple[Any, ...]]:
+    cursor = await conn.execute(query.encode(), params)
+    return await cursor.fetchall() if cursor.description else []
