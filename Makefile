@@ -32,7 +32,7 @@ demo: $(READY) ## the whole story in a minute: push, receive, compare with the d
 test: $(READY) lint ## everything that must hold: linters, types, floors, tests on servers of their own
 	@$(BIN)/python -m bridge.devservers ensure chromium pgbouncer nginx haproxy caddy promtool
 	@echo "tests"
-	@$(BIN)/python -m pytest -n 4 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test13: $(READY) ## the tests on Debian 13, unpacked into .dev: Python 3.13, RabbitMQ 4.0, Postgres 17; as root
 	@$(BIN)/python -m tests.support.debian13 $(TEST13)

@@ -26,6 +26,8 @@ class ServiceLimits:
     """Until the next look at the partitions after one that failed."""
     count_every: float = 60.0
     """Between looks for hours of the log that have changed since they were counted."""
+    count_rest: float = 19.0
+    """Times that the last look took, if that is longer: an hour with many rows takes long, and changes all the time."""
     count_all_every: float = 3600.0
     """Between looks for them in all days, not only the newest two."""
     erase_every: float = 60.0

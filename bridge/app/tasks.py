@@ -366,8 +366,7 @@ async def count_hours(at: Workplace) -> None:
             # The first time there may be months: half of the time is for others.
             await node.clock.sleep(took)
         else:
-            # An hour with many rows takes long, and changes all the time: at most a twentieth of the time is for it.
-            await node.clock.sleep(max(at.limits.count_every, 19 * took))
+            await node.clock.sleep(max(at.limits.count_every, at.limits.count_rest * took))
 
 
 async def erase_data(at: Workplace) -> None:

@@ -293,7 +293,7 @@ async def test_what_is_written_while_an_hour_is_counted_is_counted_after_it(
 async def test_a_running_bridge_counts_what_it_takes(
     database: str, vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "LIMITS", dataclasses.replace(app.LIMITS, count_every=0.1))
+    monkeypatch.setattr(app, "LIMITS", dataclasses.replace(app.LIMITS, count_every=0.1, count_rest=0.0))
     async with bridge(vhost, database), bridge(vhost, database, node="n2"):
         kept = {"ttl": 60, "collapse_key": "k"}
         await publish(

@@ -200,8 +200,7 @@ async def test_what_has_no_binding_at_its_time_holds_up_nobody(vhost: str, datab
         async with await aio_pika.connect(vhost) as connection:
             channel = await connection.channel()
             exchange = await channel.get_exchange("push")
-            for body in odd:
-                await exchange.publish(aio_pika.Message(body), "odd.u1")
+            await asyncio.gather(*(exchange.publish(aio_pika.Message(body), "odd.u1") for body in odd))
             await publish(vhost, request("u2", "even", deliver_at=at, confirm="written"))
             await scheduled(database, 601)
             queue = await channel.get_queue("push.requests")
