@@ -54,8 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected lives as long as the process: 400,000 objects that no collection of garbage
-    need look at again. Tests that must leave no garbage behind make hundreds of those."""
+    """What is imported and collected lives as long as the process, so no collection of garbage need look at it again.
+    Tests that must leave no garbage behind make hundreds of those."""
     gc.collect()
     gc.freeze()
 
